@@ -41,7 +41,10 @@ __all__ = [
 
 def quote(value: object, limit: int = 80) -> str:
     """Show an untrusted value inside a sentence: escaped, in quotes, at most `limit` characters long."""
-    text = ascii(value) if not isinstance(value, str) else repr(value[: limit + 1])
+    try:
+        text = repr(value[: limit + 1]) if isinstance(value, str) else ascii(value)
+    except Exception:  # for example an int of more digits than Python shows
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= limit + 2 else text[:limit] + "…"
 
 

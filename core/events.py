@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
+
+from moltbot.core.jsonable import jsonable
 
 SUBSCRIPTION_LIMIT = 1000
 
@@ -23,11 +25,7 @@ class PoolEvent:
     at: float
 
     def to_json(self) -> dict[str, Any]:
-        words = {
-            key.split("_")[0] + "".join(w.title() for w in key.split("_")[1:]): v
-            for key, v in asdict(self).items()
-        }
-        return {"event": self.name, **words}
+        return {"event": self.name, **jsonable(self)}
 
 
 @dataclass(frozen=True, slots=True)

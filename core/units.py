@@ -36,6 +36,8 @@ def parse_size(value: object) -> int:
 def _parse(value: object, units: dict[str, int], bare: str, expected: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected {expected}")
+    if isinstance(value, int | float) and value > _LARGEST:  # also what repr cannot show
+        raise ValueError(f"too large, expected {expected}")
     text = repr(value) if isinstance(value, int | float) else value
     match = _QUANTITY.match(text)
     if match is None:

@@ -1,0 +1,133 @@
+"""What the router tells of itself: the status of the pool and the receipt of a user. Plain values, made from memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from moltbot.core.clock import Clock
+from moltbot.core.jsonable import from_timestamp, jsonable
+from moltbot.core.user_key import user_key
+from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.lifecycle import State
+from moltbot.sandbox.supervisor import Supervisor
+
+ISOLATION = "directories"
+
+
+@dataclass(frozen=True, slots=True)
+class LastExit:
+    """How a worker's previous process ended."""
+
+    incarnation: int
+    reason: str
+    detail: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker. uptime: milliseconds of this incarnation; memory: bytes of its whole process tree; cpu: percent of one core."""
+
+    worker_id: str
+    state: str
+    pid: int | None
+    incarnation: int
+    start_time: datetime | None
+    uptime: int
+    requests: int
+    in_flight: int
+    queued: int
+    errors: int
+    restart_count: int
+    connected: bool
+    memory: int
+    cpu: float
+    users: int
+    last_heartbeat: datetime | None
+    last_exit: LastExit | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same in camelCase, times as ISO 8601."""
+        return dict(jsonable(self))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The pool. healthy: READY; busy: READY with work in flight; routing_table_size: users that have a pin."""
+
+    total_workers: int
+    healthy_workers: int
+    busy_workers: int
+    queued_requests: int
+    running_requests: int
+    completed_requests: int
+    failed_requests: int
+    routing_table_size: int
+    isolation: str
+    workers: list[WorkerStatus]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same in camelCase."""
+        return dict(jsonable(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where a user lives and why. directories: by part, below the worker's directory; overdue: requests that had to be killed."""
+
+    user_id: str
+    worker_id: str
+    epoch: int
+    since: datetime
+    why: str
+    worker_state: str
+    loaded: bool
+    running: int
+    waiting: int
+    overdue: int
+    directories: dict[str, Path]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same in camelCase."""
+        return dict(jsonable(self))
+
+
+def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) -> WorkerStatus:
+    """Describe one worker as it is now."""
+    alive = worker.guard_pid is not None
+    started = worker.started_at if alive else None
+    last = worker.last_exit
+    return WorkerStatus(
+        worker_id=worker.worker_id,
+        state=str(worker.state),
+        pid=worker.pid,
+        incarnation=worker.slot.incarnation,
+        start_time=from_timestamp(started),
+        uptime=round((clock.time() - started) * 1000) if started is not None else 0,
+        requests=worker.counters.requests,
+        in_flight=worker.in_flight,
+        queued=queued,
+        errors=worker.counters.errors,
+        restart_count=worker.counters.restarts,
+        connected=worker.connected,
+        memory=worker.usage.memory if alive else 0,
+        cpu=worker.cpu_percent if alive else 0.0,
+        users=users,
+        last_heartbeat=from_timestamp(worker.last_beat_at),
+        last_exit=None
+        if last is None
+        else LastExit(last.incarnation, last.reason, last.detail, from_timestamp(last.at) or datetime.min),
+    )
+
+
+def is_healthy(status: WorkerStatus) -> bool:
+    return status.state == State.READY
+
+
+def user_directories(config: PoolConfig, worker_id: str, user_id: str) -> dict[str, Path]:
+    """The directories that hold a user's files."""
+    root = config.sandbox_base_dir / worker_id
+    return {part: root / part / user_key(user_id) for part in ("sessions", "state", "cache")}

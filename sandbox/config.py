@@ -1,0 +1,148 @@
+"""The settings of a pool and its router: names, defaults, limits and what they mean, in one place.
+
+Where values come from (flags, environment, file) is in `cli/settings.py`. A bare number of time is milliseconds, of size
+bytes; camelCase is accepted everywhere, and so is the nested `workerConfig` of the setup guide.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel, to_snake
+
+from moltbot.core.errors import SettingsError, quote
+from moltbot.core.units import parse_duration, parse_size
+
+MAX_WORKERS = 64
+
+Milliseconds = Annotated[int, BeforeValidator(parse_duration)]
+Bytes = Annotated[int, BeforeValidator(parse_size)]
+
+
+class PoolConfig(BaseModel):
+    """A checked configuration; frozen. `PoolConfig.read(mapping)` gives errors that a person understands."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+    worker_count: int = Field(4, ge=1, le=MAX_WORKERS)
+    """Number of workers"""
+    sandbox_base_dir: Path = Path("/tmp/moltbot-workers")
+    """Base directory for sandboxes"""
+    handler: str | None = Field(None, min_length=1)
+    """Handler code: path/to/file.py or module:name; the built-in handlers if unset"""
+    worker_command: tuple[str, ...] | None = Field(None, min_length=1)
+    """Program that speaks the frames on descriptor 3, instead of Python"""
+    environment: tuple[str, ...] = ()
+    """Names of environment variables that workers get"""
+    max_concurrent: int = Field(10, ge=1, le=1000)
+    """Max concurrent requests per worker"""
+    request_timeout: Milliseconds = Field(120_000, ge=1)
+    """Request timeout, from dispatch (ms)"""
+    heartbeat_interval: Milliseconds = Field(5_000, ge=50)
+    """Health check interval (ms)"""
+    max_memory: Bytes = Field(512 << 20, ge=16 << 20)
+    """Memory limit of a worker's processes before it is killed and restarted"""
+    soft_memory: Bytes | None = Field(None, ge=8 << 20)
+    """Memory at which a worker is drained and restarted; 80% of max_memory if unset"""
+    max_requests: int = Field(10_000, ge=1)
+    """Request limit before restart"""
+    restart_delay: Milliseconds = Field(1_000, ge=0)
+    """Delay before restart, doubled each time (ms); unless set, the first restart is at once"""
+    max_restart_attempts: int = Field(5, ge=0)
+    """Max restarts in window"""
+    restart_window: Milliseconds = Field(60_000, ge=1)
+    """Restart tracking window (ms)"""
+    user_concurrency: int = Field(1, ge=1)
+    """Requests of one user that may run at once; 1 keeps them in order"""
+    max_queue_per_user: int = Field(32, ge=0)
+    """Requests of one user that may wait"""
+    max_queue_per_worker: int = Field(1_000, ge=0)
+    """Requests of one worker that may wait"""
+    queue_timeout: Milliseconds = Field(120_000, ge=1)
+    """How long a request may wait for dispatch (ms)"""
+    boot_timeout: Milliseconds = Field(30_000, ge=1)
+    """How long a worker may take to become ready (ms)"""
+    drain_timeout: Milliseconds = Field(30_000, ge=0)
+    """How long running requests may take to end when a worker stops (ms)"""
+    max_loop_lag: Milliseconds = Field(15_000, ge=1)
+    """Event-loop lag with work in flight that counts as wedged (ms)"""
+    user_idle_timeout: Milliseconds = Field(1_800_000, ge=1)
+    """After this time without a request a user leaves the worker's memory (ms)"""
+    max_open_files: int = Field(1_024, ge=64)
+    """Open files per process of a worker"""
+    durable_state: bool = False
+    """Flush state and session files to disk before each reply"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, data: Any) -> Any:
+        """Lift the keys of the guide's nested `workerConfig` to the top."""
+        if not isinstance(data, Mapping):
+            return data
+        flat = dict(data)
+        for key in ("workerConfig", "worker_config"):
+            nested = flat.pop(key, None)
+            if nested is not None:
+                if not isinstance(nested, Mapping):
+                    raise ValueError(f"{key} must be an object")
+                flat.update(nested)
+        return flat
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.soft_memory is not None and self.soft_memory >= self.max_memory:
+            raise ValueError("soft_memory must be below max_memory")
+        for name in self.environment:
+            if name.upper().startswith("MOLTBOT_"):
+                raise ValueError(
+                    f"environment must not name {name}: the gateway's own variables never reach a worker"
+                )
+        return self
+
+    @property
+    def soft_memory_bytes(self) -> int:
+        """The memory at which a worker is recycled."""
+        return self.soft_memory if self.soft_memory is not None else self.max_memory * 8 // 10
+
+    @classmethod
+    def read(
+        cls, values: Mapping[str, Any] | PoolConfig | None, *, source: str = "pool_config"
+    ) -> PoolConfig:
+        """Check `values`; raises SettingsError that names the setting, its value, where it came from and what to do."""
+        if isinstance(values, PoolConfig):
+            return values
+        try:
+            return cls.model_validate(values or {})
+        except ValidationError as error:
+            raise settings_error(error, cls.model_fields, source) from None
+
+
+def settings_error(error: ValidationError, names: Iterable[str], source: str) -> SettingsError:
+    """Turn pydantic's first complaint into one sentence."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        return unknown_setting(name, names, source)
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["loc"]:
+        return SettingsError(
+            f"{to_snake(name)} = {quote(first['input'])} (from {source}) is impossible: {reason}"
+        )
+    return SettingsError(f"the settings (from {source}) do not fit together: {reason}")
+
+
+def unknown_setting(name: str, names: Iterable[str], source: str) -> SettingsError:
+    """A name that is no setting, with the nearest one that is."""
+    near = difflib.get_close_matches(to_snake(name), list(names), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "see `moltbot workers info` for all of them"
+    return SettingsError(f"unknown setting {quote(name)} (from {source}): {hint}")

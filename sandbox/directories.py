@@ -1,0 +1,120 @@
+"""One worker's directories.
+
+    worker-0/  sandbox.json  sessions/  state/  cache/  temp/<incarnation>/  logs/
+
+The worker may be hostile and owns most of what is inside: nothing here follows a link of it, and what it leaves behind is
+removed by a program that no depth of nesting can stop. Names of per-user directories are made in `core/user_key.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moltbot.core.errors import BaseDirectoryError, InvalidRequest, quote
+from moltbot.sandbox.base_directory import write_json
+
+PARTS = ("sessions", "state", "cache", "temp", "logs")
+METADATA = "sandbox.json"
+_WORKER_ID = re.compile(r"worker-(0|[1-9][0-9]{0,4})\Z", re.ASCII)
+_REMOVE_SECONDS = 300
+
+
+def worker_name(index: int) -> str:
+    """The name of the worker with this number."""
+    return f"worker-{index}"
+
+
+def check_worker_id(value: object) -> str:
+    """Return `value` if it is a worker's name; raises InvalidRequest."""
+    if not isinstance(value, str) or not _WORKER_ID.match(value):
+        raise InvalidRequest(f"{quote(value)} is not a worker's name: they are worker-0, worker-1 and so on")
+    return value
+
+
+class WorkerDirectories:
+    """The directories of one worker below the base directory."""
+
+    def __init__(self, base: Path, worker_id: str) -> None:
+        self.root = base / check_worker_id(worker_id)
+        self.worker_id = worker_id
+
+    def create(self) -> None:
+        """Make what is missing; raises BaseDirectoryError if something else stands in its place."""
+        for directory in (self.root, *(self.root / part for part in PARTS)):
+            try:
+                directory.mkdir(mode=0o700, exist_ok=True)
+                status = directory.lstat()
+            except OSError as error:
+                raise BaseDirectoryError(
+                    f"{directory} cannot be made ({error.strerror}): make room for it"
+                ) from None
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                raise BaseDirectoryError(f"{directory} is a link or not ours: look at it, then remove it")
+
+    @property
+    def log_file(self) -> Path:
+        return self.root / "logs" / "worker.log"
+
+    def temp(self, incarnation: int) -> Path:
+        return self.root / "temp" / str(incarnation)
+
+    def open_temp(self, incarnation: int) -> None:
+        """Make the temp directory of a new incarnation; raises BaseDirectoryError."""
+        try:
+            self.temp(incarnation).mkdir(mode=0o700)
+        except OSError as error:
+            raise BaseDirectoryError(f"{self.temp(incarnation)} cannot be made ({error.strerror})") from None
+
+    async def remove_old_temps(self, current: int) -> None:
+        """Delete the temp directories of dead incarnations; bounded in time, and whatever is left is tried again next time."""
+        old = [
+            str(self.root / "temp" / name) for name in os.listdir(self.root / "temp") if name != str(current)
+        ]
+        if old:
+            await remove_trees(old)
+
+    def read_incarnation(self) -> int:
+        """The number of the last incarnation; 0 if there was none or the file is damaged."""
+        try:
+            value = json.loads((self.root / METADATA).read_text(encoding="utf-8")).get("incarnation", 0)
+        except (OSError, ValueError, AttributeError):
+            return self._highest_temp()
+        return max(value if type(value) is int and value >= 0 else 0, self._highest_temp())
+
+    def _highest_temp(self) -> int:
+        try:
+            names = os.listdir(self.root / "temp")
+        except OSError:
+            return 0
+        return max(
+            (int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 10), default=0
+        )
+
+    def write_metadata(self, content: Mapping[str, Any]) -> None:
+        """Replace `sandbox.json`; `created` is kept from the first time."""
+        path = self.root / METADATA
+        try:
+            created = json.loads(path.read_text(encoding="utf-8")).get("created")
+        except (OSError, ValueError, AttributeError):
+            created = None
+        write_json(path, {"workerId": self.worker_id, **content, "created": created or content["created"]})
+
+
+async def remove_trees(paths: list[str]) -> None:
+    """Delete directory trees of any depth, as `rm -rf` does; never follows a link."""
+    process = await asyncio.create_subprocess_exec(
+        "rm", "-rf", "--", *paths, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await asyncio.wait_for(process.wait(), _REMOVE_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,188 @@
+"""What workers print becomes `logs/worker.log`: one thread reads all their pipes and writes rotated, bounded files.
+
+A thread, because reading a gigabyte must not cost the event loop anything. A worker that prints more than its budget keeps
+running; the surplus is dropped and counted in the log. What the pool itself has to say is in `logs/worker-pool.log`.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import selectors
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+
+from moltbot.core.clock import Clock
+
+MAX_LOG_BYTES = 5 << 20
+LOG_BACKUPS = 2
+MAX_LINE_BYTES = 8 << 10
+BUDGET_BYTES_PER_SECOND = 1 << 20
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)  # what could play tricks on a terminal that shows the log
+
+
+class NoFollowHandler(logging.handlers.RotatingFileHandler):
+    """A rotating log file that is never written through a link somebody planted."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path,
+            maxBytes=MAX_LOG_BYTES,
+            backupCount=LOG_BACKUPS,
+            encoding="utf-8",
+            errors="replace",
+            delay=True,
+        )
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        return open(
+            self.baseFilename,
+            "a",
+            encoding="utf-8",
+            errors="replace",
+            opener=lambda path, _: os.open(path, flags, 0o600),
+        )
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not take the gateway down; the line is lost."""
+
+
+@dataclass
+class _Source:
+    """One pipe of one incarnation."""
+
+    output: NoFollowHandler
+    prefix: str
+    rest: bytes = b""
+    budget: float = BUDGET_BYTES_PER_SECOND
+    refilled: float = 0.0
+    dropped: int = 0
+
+
+class LogPump:
+    """Reads pipes in one thread; `attach` gives the write ends for a new incarnation."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        self._lock = threading.Lock()
+        self._new: list[tuple[int, _Source]] = []
+        self._outputs: dict[Path, NoFollowHandler] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="worker-logs", daemon=True)
+
+    def start(self) -> None:
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read what is left in the pipes, close all, end the thread. Blocks for at most some milliseconds."""
+        self._stopping = True
+        if self._thread.is_alive():
+            os.write(self._wake_write, b"x")
+            self._thread.join()
+
+    def attach(self, path: Path, incarnation: int) -> tuple[int, int]:
+        """Return the write ends of new stdout and stderr pipes; the caller closes them after the spawn."""
+        ends = []
+        with self._lock:
+            output = self._outputs.setdefault(path, NoFollowHandler(path))
+            for stream in ("out", "err"):
+                read_end, write_end = os.pipe()
+                os.set_blocking(read_end, False)
+                self._new.append((read_end, _Source(output, f"#{incarnation} {stream} ")))
+                ends.append(write_end)
+        os.write(self._wake_write, b"x")
+        return ends[0], ends[1]
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    os.read(self._wake_read, 4096)
+                    self._adopt()
+                else:
+                    self._read(key.fd, key.data)
+        self._adopt()
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None:
+                self._read(key.fd, key.data)
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fd)
+            os.close(key.fd)
+        self._selector.close()
+        os.close(self._wake_write)
+        for output in self._outputs.values():
+            output.close()
+
+    def _adopt(self) -> None:
+        with self._lock:
+            new, self._new = self._new, []
+        for descriptor, source in new:
+            self._selector.register(descriptor, selectors.EVENT_READ, source)
+
+    def _read(self, descriptor: int, source: _Source) -> None:
+        try:
+            data = os.read(descriptor, 64 << 10)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._take(source, data)
+            return
+        if source.rest:
+            self._take(source, b"\n")
+        self._say_dropped(source)
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
+
+    def _take(self, source: _Source, data: bytes) -> None:
+        now = self._clock.monotonic()
+        refill = (now - source.refilled) * BUDGET_BYTES_PER_SECOND
+        source.budget = min(source.budget + refill, BUDGET_BYTES_PER_SECOND)
+        source.refilled = now
+        if source.budget < len(data):
+            source.dropped += len(data)
+            return
+        source.budget -= len(data)
+        self._say_dropped(source)
+        *lines, rest = (source.rest + data).split(b"\n")
+        while len(rest) > MAX_LINE_BYTES:
+            lines.append(rest[:MAX_LINE_BYTES])
+            rest = rest[MAX_LINE_BYTES:]
+        source.rest = rest
+        for line in lines:
+            self._write(source, line[: 8 * MAX_LINE_BYTES].decode("utf-8", "backslashreplace"))
+
+    def _say_dropped(self, source: _Source) -> None:
+        if source.dropped:
+            dropped, source.dropped = source.dropped, 0
+            self._write(
+                source, f"... {dropped} bytes were dropped here: more than {BUDGET_BYTES_PER_SECOND} a second"
+            )
+
+    def _write(self, source: _Source, line: str) -> None:
+        stamp = datetime.fromtimestamp(self._clock.time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        printable = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line.rstrip())
+        text = f"{stamp} {source.prefix}{printable}"
+        source.output.handle(
+            logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "levelname": "INFO"})
+        )
+
+
+def pool_log_handler(directory: Path) -> NoFollowHandler:
+    """The handler for the pool's own log, `logs/worker-pool.log`."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    handler = NoFollowHandler(directory / "worker-pool.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    return handler

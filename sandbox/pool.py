@@ -1,0 +1,140 @@
+"""The workers of one gateway: claimed directory, one supervisor per slot, health rounds, one status.
+
+Which worker gets which request, and when, is decided in `router/`; how one slot lives, in `supervisor.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from moltbot.core.clock import Clock
+from moltbot.core.errors import BootError, NotFound, quote
+from moltbot.core.events import Broadcast, PoolEvent, Subscription, WorkerChanged
+from moltbot.core.service import Service
+from moltbot.sandbox import lifecycle
+from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.directories import WorkerDirectories, worker_name
+from moltbot.sandbox.lifecycle import State
+from moltbot.sandbox.logs import LogPump, NoFollowHandler, pool_log_handler
+from moltbot.sandbox.memory import measure
+from moltbot.sandbox.supervisor import Supervisor
+
+HEALTH_SECONDS = 1.0
+
+_logger = logging.getLogger("moltbot")
+
+
+class WorkerPool(Service):
+    """The slots `worker-0` to `worker-(n-1)` in a base directory that the caller has claimed."""
+
+    def __init__(self, config: PoolConfig, base: Path, clock: Clock, events: Broadcast[PoolEvent]) -> None:
+        super().__init__()
+        self.workers: dict[str, Supervisor] = {}
+        self._config = config
+        self._base = base
+        self._clock = clock
+        self._events = events
+        self._tasks: list[asyncio.Task[None]] = []
+        self._logs: LogPump | None = None
+        self._log_handler: NoFollowHandler | None = None
+
+    def __getitem__(self, worker_id: str) -> Supervisor:
+        try:
+            return self.workers[worker_id]
+        except KeyError:
+            known = ", ".join(self.workers) or "none"
+            raise NotFound(f"there is no worker {quote(worker_id)}: there is {known}") from None
+
+    async def _start(self) -> None:
+        self._open_log()
+        self._logs = LogPump(self._clock)
+        self._logs.start()
+        recycling = asyncio.Lock()
+        for index in range(self._config.worker_count):
+            directories = WorkerDirectories(self._base, worker_name(index))
+            directories.create()
+            self.workers[directories.worker_id] = Supervisor(
+                directories.worker_id,
+                self._config,
+                directories=directories,
+                clock=self._clock,
+                logs=self._logs,
+                events=self._events,
+                recycling=recycling,
+            )
+        with self._events.subscribe() as events:
+            for worker in self.workers.values():
+                worker.handle(lifecycle.Start())
+            await self._all_ready(events)
+        self._tasks = [asyncio.create_task(self._watch_health()), asyncio.create_task(self._watch_memory())]
+
+    async def _all_ready(self, events: Subscription[PoolEvent]) -> None:
+        """Wait for every first boot; each ends by its own deadline. One that fails fails the start."""
+        missing = set(self.workers)
+        async for event in events:
+            if isinstance(event, WorkerChanged):
+                if event.state == State.READY:
+                    missing.discard(event.worker_id)
+                elif event.state in (State.BACKOFF, State.QUARANTINED):
+                    log_file = self._base / event.worker_id / "logs" / "worker.log"
+                    raise BootError(
+                        f"{event.worker_id} cannot boot ({event.reason}): {event.detail}. What it printed is in {log_file}",
+                        worker=event.worker_id,
+                        reason=event.reason,
+                    )
+            if not missing:
+                return
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        workers = list(self.workers.values())
+        for worker in workers:
+            worker.handle(lifecycle.Stop())
+        await asyncio.gather(*(worker.settled(State.STOPPED) for worker in workers))
+        await asyncio.gather(*(worker.close() for worker in workers))
+        self.workers.clear()
+        if self._logs is not None:
+            self._logs.stop()
+            self._logs = None
+        self._close_log()
+
+    def _open_log(self) -> None:
+        self._log_handler = pool_log_handler(self._base / "logs")
+        _logger.addHandler(self._log_handler)
+        _logger.setLevel(logging.INFO)
+
+    def _close_log(self) -> None:
+        if self._log_handler is not None:
+            _logger.removeHandler(self._log_handler)
+            self._log_handler.close()
+            self._log_handler = None
+
+    async def _watch_health(self) -> None:
+        while True:
+            asleep_at = self._clock.monotonic()
+            await self._clock.sleep(HEALTH_SECONDS)
+            late = self._clock.monotonic() - asleep_at - HEALTH_SECONDS
+            if late > HEALTH_SECONDS:
+                continue  # this process was held up itself: let the waiting heartbeats be read before judging
+            for worker in self.workers.values():
+                worker.check_health()
+
+    async def _watch_memory(self) -> None:
+        last = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(HEALTH_SECONDS)
+            pids = {
+                name: pid for name, worker in self.workers.items() if (pid := worker.guard_pid) is not None
+            }
+            found = await asyncio.to_thread(lambda: {name: measure(pid) for name, pid in pids.items()})  # noqa: B023
+            now = self._clock.monotonic()
+            for name, usage in found.items():
+                worker = self.workers[name]
+                if usage is not None and worker.guard_pid == pids[name]:
+                    worker.sampled(usage, now - last)
+            last = now
