@@ -41,6 +41,6 @@ def iso_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
-def from_timestamp(seconds: float | None) -> datetime | None:
-    """A UTC datetime for seconds since 1970, None for None."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def from_timestamp(seconds: float) -> datetime:
+    """A UTC datetime for seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC)

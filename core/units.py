@@ -41,7 +41,9 @@ def _parse(value: object, units: dict[str, int], bare: str, expected: str) -> in
     text = repr(value) if isinstance(value, int | float) else value
     match = _QUANTITY.match(text)
     if match is None:
-        raise ValueError(f"expected {expected}, not negative")
+        raise ValueError(
+            "it must not be negative" if text.strip().startswith("-") else f"expected {expected}"
+        )
     number, unit = match.groups()
     scale = units.get((unit or bare).lower())
     if scale is None:

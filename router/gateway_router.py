@@ -392,13 +392,11 @@ class GatewayRouter(Service):
             raise NotFound(f"user {quote(user_id)} has no worker yet: the first request chooses one")
         worker = self._pool[pin.worker_id]
         running, waiting = self._lanes.of_user(user_id)
-        since = from_timestamp(pin.since)
-        assert since is not None
         return Receipt(
             user_id=user_id,
             worker_id=pin.worker_id,
             epoch=pin.epoch,
-            since=since,
+            since=from_timestamp(pin.since),
             why=pin.why,
             worker_state=str(worker.state),
             loaded=worker.is_loaded(user_id),
@@ -424,6 +422,7 @@ class GatewayRouter(Service):
         ]
         healthy = [worker for worker in workers if is_healthy(worker)]
         return PoolStatus(
+            timestamp=from_timestamp(self._clock.time()),
             total_workers=len(workers),
             healthy_workers=len(healthy),
             busy_workers=sum(1 for worker in healthy if worker.in_flight),

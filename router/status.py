@@ -58,6 +58,7 @@ class WorkerStatus:
 class PoolStatus:
     """The pool. healthy: READY; busy: READY with work in flight; routing_table_size: users that have a pin."""
 
+    timestamp: datetime
     total_workers: int
     healthy_workers: int
     busy_workers: int
@@ -105,7 +106,7 @@ def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) 
         state=str(worker.state),
         pid=worker.pid,
         incarnation=worker.slot.incarnation,
-        start_time=from_timestamp(started),
+        start_time=_time(started),
         uptime=round((clock.time() - started) * 1000) if started is not None else 0,
         requests=worker.counters.requests,
         in_flight=worker.in_flight,
@@ -116,11 +117,15 @@ def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) 
         memory=worker.usage.memory if alive else 0,
         cpu=worker.cpu_percent if alive else 0.0,
         users=users,
-        last_heartbeat=from_timestamp(worker.last_beat_at),
+        last_heartbeat=_time(worker.last_beat_at),
         last_exit=None
         if last is None
-        else LastExit(last.incarnation, last.reason, last.detail, from_timestamp(last.at) or datetime.min),
+        else LastExit(last.incarnation, last.reason, last.detail, from_timestamp(last.at)),
     )
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else from_timestamp(seconds)
 
 
 def is_healthy(status: WorkerStatus) -> bool:

@@ -124,7 +124,7 @@ class Channel:
         worker_id: str,
         first_id: int,
         on_notice: Callable[[str, Frame], None],
-        on_lost: Callable[[str], None],
+        on_lost: Callable[[str | None], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker_id = worker_id
@@ -134,7 +134,7 @@ class Channel:
         self._calls: dict[int, Call] = {}
         self._flush_scheduled = False
         self._closed = False
-        self._wire = Wire(sock, self._loop, self._received, lambda: self._lose("its socket ended"))
+        self._wire = Wire(sock, self._loop, self._received, lambda: self._lose(None))
 
     @property
     def next_id(self) -> int:
@@ -224,7 +224,7 @@ class Channel:
         kind = _ERRORS.get(frame["code"], HandlerError)
         return kind(frame["message"], worker=self._worker_id, details=frame.get("details"))
 
-    def _lose(self, detail: str) -> None:
+    def _lose(self, detail: str | None) -> None:
         if not self._closed:
             self._on_lost(detail)
 

@@ -7,18 +7,26 @@ bytes; camelCase is accepted everywhere, and so is the nested `workerConfig` of 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel, to_snake
+from pydantic.alias_generators import to_snake
 
 from moltbot.core.errors import SettingsError, quote
 from moltbot.core.units import parse_duration, parse_size
 
 MAX_WORKERS = 64
 
+
+def _words(value: object) -> object:
+    """A list of words may be written as one text: `"LANG, TERM"`, `"node worker.js"`."""
+    return tuple(shlex.split(value.replace(",", " "))) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 
@@ -26,13 +34,7 @@ Bytes = Annotated[int, BeforeValidator(parse_size)]
 class PoolConfig(BaseModel):
     """A checked configuration; frozen. `PoolConfig.read(mapping)` gives errors that a person understands."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     worker_count: int = Field(4, ge=1, le=MAX_WORKERS)
     """Number of workers"""
@@ -40,9 +42,9 @@ class PoolConfig(BaseModel):
     """Base directory for sandboxes"""
     handler: str | None = Field(None, min_length=1)
     """Handler code: path/to/file.py or module:name; the built-in handlers if unset"""
-    worker_command: tuple[str, ...] | None = Field(None, min_length=1)
+    worker_command: Words | None = Field(None, min_length=1)
     """Program that speaks the frames on descriptor 3, instead of Python"""
-    environment: tuple[str, ...] = ()
+    environment: Words = ()
     """Names of environment variables that workers get"""
     max_concurrent: int = Field(10, ge=1, le=1000)
     """Max concurrent requests per worker"""
@@ -85,18 +87,8 @@ class PoolConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _flatten(cls, data: Any) -> Any:
-        """Lift the keys of the guide's nested `workerConfig` to the top."""
-        if not isinstance(data, Mapping):
-            return data
-        flat = dict(data)
-        for key in ("workerConfig", "worker_config"):
-            nested = flat.pop(key, None)
-            if nested is not None:
-                if not isinstance(nested, Mapping):
-                    raise ValueError(f"{key} must be an object")
-                flat.update(nested)
-        return flat
+    def _normalise(cls, data: Any) -> Any:
+        return normalise_names(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,6 +117,20 @@ class PoolConfig(BaseModel):
             return cls.model_validate(values or {})
         except ValidationError as error:
             raise settings_error(error, cls.model_fields, source) from None
+
+
+def normalise_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """snake_case names, and the keys of the guide's nested `workerConfig` lifted to the top."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = to_snake(key) if isinstance(key, str) else str(key)
+        if name == "worker_config":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{key} must hold settings, such as maxConcurrent")
+            flat.update(normalise_names(value))
+        else:
+            flat[name] = value
+    return flat
 
 
 def settings_error(error: ValidationError, names: Iterable[str], source: str) -> SettingsError:

@@ -9,6 +9,7 @@ every state that can last too long, `deadline` says when `Deadline` is due; that
 from __future__ import annotations
 
 import enum
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,9 +96,9 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class ChannelLost:
-    """The socket ended or its bytes made no sense."""
+    """The socket ended (no detail), or its bytes made no sense."""
 
-    detail: str
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +339,13 @@ def _why(slot: Slot, event: Exited) -> tuple[ExitReason, str]:
         return ExitReason.OUT_OF_MEMORY, "killed by the kernel, which was out of memory"
     lost = slot.detail if slot.state is S.KILLING and slot.detail else None
     return ExitReason.CRASHED, f"{lost}, {how}" if lost else how
+
+
+def _how(event: Exited) -> str:
+    if event.signal is None:
+        return f"exit status {event.code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"killed by {names.get(event.signal, f'signal {event.signal}')}"
 
 
 _HANDLERS: Mapping[type[Any], Callable[[Slot, Any, float, Rules], Decision]] = {

@@ -127,7 +127,6 @@ class WorkerPool(Service):
     async def _watch_memory(self) -> None:
         last = self._clock.monotonic()
         while True:
-            await self._clock.sleep(HEALTH_SECONDS)
             pids = {
                 name: pid for name, worker in self.workers.items() if (pid := worker.guard_pid) is not None
             }
@@ -138,3 +137,4 @@ class WorkerPool(Service):
                 if usage is not None and worker.guard_pid == pids[name]:
                     worker.sampled(usage, now - last)
             last = now
+            await self._clock.sleep(HEALTH_SECONDS)

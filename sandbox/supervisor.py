@@ -398,7 +398,7 @@ class Supervisor:
             "versions": {"moltbot": __version__},
         }
 
-    def _lost(self, detail: str) -> None:
+    def _lost(self, detail: str | None) -> None:
         self.handle(lifecycle.ChannelLost(detail))
 
     def _send_drain(self) -> None:

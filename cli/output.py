@@ -1,0 +1,61 @@
+"""What commands print: plain aligned text for people and pipes, one JSON document for programs.
+
+Errors are one line on stderr (or an `error` document with --json) and an exit status; no traceback reaches a user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from moltbot.core.errors import MoltbotError, SettingsError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def say(text: str = "") -> None:
+    """One line for a person, seen at once also in a pipe."""
+    print(text, flush=True)
+
+
+def say_json(document: Any) -> None:
+    """The one document of a command under --json."""
+    print(json.dumps(document, indent=2, default=str), flush=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns without borders; the same in a terminal and in a pipe."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(headers), *cells]) for index in range(len(headers))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [headers, *cells]
+    ]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+@contextlib.contextmanager
+def progress(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show that something takes a moment: a spinner in a terminal, a line in a pipe."""
+    if quiet:
+        yield
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        with Console().status(text, spinner="dots"):
+            yield
+    else:
+        say(text)
+        yield
+
+
+def fail(error: MoltbotError, *, as_json: bool) -> int:
+    """Tell an error and return the exit status that belongs to it."""
+    if as_json:
+        say_json({"error": error.facts()})
+    else:
+        print(f"moltbot: {error.message}", file=sys.stderr)
+    return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED

@@ -1,0 +1,1 @@
+"""A typed client of the gateway's HTTP interface; what the command line uses. Imports core and aiohttp only."""

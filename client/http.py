@@ -1,0 +1,144 @@
+"""`GatewayClient`: the gateway's HTTP interface as Python calls.
+
+    async with GatewayClient("http://127.0.0.1:18789", token) as client:
+        reply = await client.route(Request("agent", "ada", {"message": "hello"}))
+
+Answers are the JSON documents of the reference; an error answer is raised as `GatewayError` with its code and sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from moltbot.core.errors import MoltbotError, Unavailable
+from moltbot.core.messages import Request
+
+DEFAULT_TIMEOUT = 300.0
+
+
+class GatewayError(MoltbotError):
+    """An error that the gateway answered; `code` and `status` are as it gave them."""
+
+    def __init__(self, status: int, document: dict[str, Any]) -> None:
+        super().__init__(
+            str(document.get("detail", f"the gateway answered {status}")),
+            retryable=bool(document.get("retryable", False)),
+            retry_after=document.get("retryAfter"),
+            worker=document.get("worker"),
+            reason=document.get("reason"),
+            details=document.get("details"),
+        )
+        self.status = status
+        self.code = str(document.get("code", "internal"))  # type: ignore[misc] - the class's code is only the default
+
+
+class GatewayClient:
+    """One gateway and one credential; `timeout` in seconds bounds every call."""
+
+    def __init__(self, url: str, token: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._timeout = aiohttp.ClientTimeout(total=timeout, connect=10)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def route(self, request: Request) -> dict[str, Any]:
+        """Run a request and return the reply document."""
+        return await self._call("POST", "/api/route", json=_body(request))
+
+    async def stream(self, request: Request) -> AsyncIterator[tuple[str, Any]]:
+        """Run a request and yield `(event, data)`: chunk, event, usage, and at last reply. Raises GatewayError."""
+        headers = {"Accept": "text/event-stream"}
+        async with self._request("POST", "/api/route", json=_body(request), headers=headers) as response:
+            if response.status != 200:
+                raise await _error(response)
+            async for name, data in _events(response):
+                if name == "error":
+                    raise GatewayError(int(data.get("status", 500)), data)
+                yield name, data
+
+    async def workers(self) -> dict[str, Any]:
+        """The pool and its workers."""
+        return await self._call("GET", "/api/workers")
+
+    async def where(self, user_id: str) -> dict[str, Any]:
+        """A user's receipt."""
+        return await self._call("GET", "/api/users", params={"userId": user_id})
+
+    async def health(self) -> dict[str, Any]:
+        """The health document, also when it is bad news (503)."""
+        async with self._request("GET", "/health") as response:
+            return dict(await response.json())
+
+    async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            async with self._request(method, path, **options) as response:
+                if response.status != 200:
+                    raise await _error(response)
+                return dict(await response.json())
+        except (aiohttp.ClientConnectionError, TimeoutError) as error:
+            raise Unavailable(
+                f"no gateway answers at {self.url} ({error or 'timeout'}): is `moltbot gateway` running?"
+            ) from None
+
+    def _request(self, method: str, path: str, **options: Any) -> aiohttp.client._RequestContextManager:
+        if self._session is None:
+            raise RuntimeError("use the client in `async with`")
+        return self._session.request(method, self.url + path, **options)
+
+
+def _body(request: Request) -> dict[str, Any]:
+    fields = {
+        "type": request.type,
+        "userId": request.user_id,
+        "payload": request.payload,
+        "id": request.id,
+        "timeout": request.timeout,
+        "idempotent": request.idempotent,
+        "meta": dict(request.meta),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+async def _error(response: aiohttp.ClientResponse) -> GatewayError:
+    try:
+        document = json.loads(await response.text())
+    except ValueError:
+        document = None
+    return GatewayError(response.status, document if isinstance(document, dict) else {})
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+    """Server-sent events whose data is JSON on one line, as the gateway writes them."""
+    name, data = "message", ""
+    async for raw in _lines(response):
+        if raw.startswith("event: "):
+            name = raw[7:]
+        elif raw.startswith("data: "):
+            data += raw[6:]
+        elif not raw and data:
+            yield name, json.loads(data)
+            name, data = "message", ""
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+    """Lines of any length: the stream reader's own line reading has a limit."""
+    rest = b""
+    async for piece in response.content.iter_any():
+        *lines, rest = (rest + piece).split(b"\r\n")
+        for line in lines:
+            yield line.decode()

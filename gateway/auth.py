@@ -1,0 +1,85 @@
+"""The operator's token: made at first start, kept in a file that only the operator can read, asked for on every request.
+
+Tokens of users, scopes and sessions do not exist yet: whoever has this token may do everything, for every user.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from aiohttp import web
+
+from moltbot.core.errors import StartupError
+from moltbot.gateway.problems import Refused
+
+TOKEN_FILE = "token"
+_MIN_LENGTH = 16
+
+
+def load_or_create_token(path: Path) -> str:
+    """Return the token in `path`, made now if there is no such file; raises StartupError if others could read it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        return read_token(path)
+    except OSError as error:
+        raise StartupError(f"the token file {path} cannot be made: {error.strerror}") from None
+    token = secrets.token_urlsafe(32)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(token + "\n")
+    return token
+
+
+def read_token(path: Path) -> str:
+    """Return the token in an existing file; raises StartupError if it is missing, unsafe or no token."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            text = file.read(4096).strip() if stat.S_ISREG(status.st_mode) else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"the token file {path} cannot be read: {error}") from None
+    if status.st_mode & 0o077:
+        raise StartupError(
+            f"others can read the token file {path}: run `chmod 600 {path}`, or remove it for a new token"
+        )
+    return check_token(text, f"the token file {path}")
+
+
+def check_token(token: str, source: str) -> str:
+    """Return `token` if it can be used as one; raises StartupError."""
+    if len(token) < _MIN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        raise StartupError(
+            f"{source} holds no token (at least {_MIN_LENGTH} ASCII characters without spaces): remove it for a new one"
+        )
+    return token
+
+
+class OperatorAuth:
+    """Checks the `Authorization: Bearer` header."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = token.encode()
+
+    def allows(self, request: web.Request) -> bool:
+        """True if the request carries the operator's token; takes the same time for every wrong one."""
+        headers = request.headers.getall("Authorization", ())
+        if len(headers) != 1:
+            return False
+        scheme, _, given = headers[0].partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode("utf-8", "surrogateescape"), self._expected
+        )
+
+    def require(self, request: web.Request) -> None:
+        """Raise the 401 of a request without a valid credential."""
+        if not self.allows(request):
+            raise Refused(
+                401,
+                "unauthorized",
+                "a valid credential is needed: send the header `Authorization: Bearer TOKEN` with the operator's token",
+                {"WWW-Authenticate": 'Bearer realm="moltbot"'},
+            )

@@ -1,0 +1,56 @@
+"""JSON in and out, strictly: what is not JSON is refused with one sentence, and never becomes half a request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from aiohttp import web
+
+from moltbot.core.errors import HandlerError, InvalidRequest
+from moltbot.gateway.problems import Refused
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """Return the body, a JSON object; raises Refused (413, 415) or InvalidRequest."""
+    if request.content_type != "application/json":
+        raise Refused(415, "unsupported_media_type", "send the header `Content-Type: application/json`")
+    body = await request.read()
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {_KINDS.get(type(value), 'a value')}")
+    return value
+
+
+_KINDS = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def to_json(value: Any) -> str:
+    """JSON text of a reply; raises HandlerError if the handler gave something that JSON cannot carry."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HandlerError(f"the handler's answer cannot be carried as JSON: {error}") from None
+
+
+def json_response(value: Any, *, status: int = 200) -> web.Response:
+    """A JSON answer."""
+    return web.Response(body=to_json(value).encode(), status=status, content_type="application/json")

@@ -1,0 +1,96 @@
+"""Errors on the wire: RFC 9457 problem+json. The only place that knows status codes.
+
+Layers below raise `MoltbotError`s; what only the edge can refuse (credentials, hosts, bodies) is raised as `Refused`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from moltbot.core.errors import MoltbotError
+
+CLIENT_CLOSED_REQUEST = 499
+
+_STATUS: Mapping[str, int] = {
+    "invalid_request": 400,
+    "unknown_type": 400,
+    "not_found": 404,
+    "user_queue_full": 429,
+    "cancelled": CLIENT_CLOSED_REQUEST,
+    "internal": 500,
+    "handler_error": 500,
+    "reply_too_large": 500,
+    "protocol_error": 500,
+    "frame_error": 500,
+    "worker_died": 502,
+    "worker_queue_full": 503,
+    "unavailable": 503,
+    "not_running": 503,
+    "worker_quarantined": 503,
+    "timeout": 504,
+}
+
+
+class Refused(Exception):
+    """Refused at the edge, before any worker was asked."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+def problem_of(error: Exception) -> dict[str, Any]:
+    """The problem document of an error, as it also stands in a stream's `error` event."""
+    match error:
+        case MoltbotError():
+            return _document(_STATUS.get(error.code, 500), error.facts())
+        case Refused():
+            return _document(error.status, {"code": error.code, "detail": error.detail, "retryable": False})
+        case web.HTTPException():
+            word = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
+            return _document(error.status, {"code": word, "detail": _plain(error), "retryable": False})
+    detail = "the gateway failed; its log says how"
+    return _document(500, {"code": "internal", "detail": detail, "retryable": False})
+
+
+def response_of(error: Exception) -> web.Response:
+    """The HTTP answer to an error."""
+    document = problem_of(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, Refused):
+        headers = error.headers
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = error.headers["Allow"]
+    elif isinstance(error, MoltbotError) and error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return web.Response(
+        status=document["status"],
+        body=json.dumps(document, ensure_ascii=True).encode(),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+
+
+def _document(status: int, facts: dict[str, Any]) -> dict[str, Any]:
+    code = facts["code"]
+    return {"type": f"urn:moltbot:problem:{code}", "title": code.replace("_", " "), "status": status, **facts}
+
+
+def _plain(error: web.HTTPException) -> str:
+    match error:
+        case web.HTTPRequestEntityTooLarge():
+            return "the body is too large: send less (the limit is the setting max_body)"
+        case web.HTTPNotFound():
+            return "there is nothing at this path: see the list of paths in the documentation"
+        case web.HTTPMethodNotAllowed():
+            return f"{error.method} is not possible here: use {', '.join(sorted(error.allowed_methods))}"
+    return error.reason
