@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 
 from moltbot.core.errors import Unavailable
@@ -67,6 +66,8 @@ def _directory(sandbox_dir: Path | None) -> Path:
 
 
 def _announced(directory: Path) -> str:
+    import psutil
+
     from moltbot.sandbox.base_directory import read_announcement
 
     holder = read_announcement(directory)

@@ -35,16 +35,15 @@ class Settings(PoolConfig, BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, enable_decoding=False)
 
-    host: str = "127.0.0.1"
-    """Address to listen on"""
-    port: int = Field(DEFAULT_PORT, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one"""
-    allowed_hosts: Words = ()
-    """Names this gateway answers to, besides loopback names and the bound address"""
-    max_body: Bytes = Field(10 << 20, ge=1024)
-    """Size of a request's body"""
-    token_file: Path | None = None
-    """File with the operator's token; <sandbox_base_dir>/token if unset"""
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    allowed_hosts: Words = Field(
+        (), description="Names this gateway answers to, besides loopback names and the bound address"
+    )
+    max_body: Bytes = Field(10 << 20, ge=1024, description="Size of a request's body")
+    token_file: Path | None = Field(
+        None, description="File with the operator's token; <sandbox_base_dir>/token if unset"
+    )
 
     @classmethod
     def settings_customise_sources(

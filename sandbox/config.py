@@ -34,56 +34,64 @@ Bytes = Annotated[int, BeforeValidator(parse_size)]
 class PoolConfig(BaseModel):
     """A checked configuration; frozen. `PoolConfig.read(mapping)` gives errors that a person understands."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    worker_count: int = Field(4, ge=1, le=MAX_WORKERS)
-    """Number of workers"""
-    sandbox_base_dir: Path = Path("/tmp/moltbot-workers")
-    """Base directory for sandboxes"""
-    handler: str | None = Field(None, min_length=1)
-    """Handler code: path/to/file.py or module:name; the built-in handlers if unset"""
-    worker_command: Words | None = Field(None, min_length=1)
-    """Program that speaks the frames on descriptor 3, instead of Python"""
-    environment: Words = ()
-    """Names of environment variables that workers get"""
-    max_concurrent: int = Field(10, ge=1, le=1000)
-    """Max concurrent requests per worker"""
-    request_timeout: Milliseconds = Field(120_000, ge=1)
-    """Request timeout, from dispatch (ms)"""
-    heartbeat_interval: Milliseconds = Field(5_000, ge=50)
-    """Health check interval (ms)"""
-    max_memory: Bytes = Field(512 << 20, ge=16 << 20)
-    """Memory limit of a worker's processes before it is killed and restarted"""
-    soft_memory: Bytes | None = Field(None, ge=8 << 20)
-    """Memory at which a worker is drained and restarted; 80% of max_memory if unset"""
-    max_requests: int = Field(10_000, ge=1)
-    """Request limit before restart"""
-    restart_delay: Milliseconds = Field(1_000, ge=0)
-    """Delay before restart, doubled each time (ms); unless set, the first restart is at once"""
-    max_restart_attempts: int = Field(5, ge=0)
-    """Max restarts in window"""
-    restart_window: Milliseconds = Field(60_000, ge=1)
-    """Restart tracking window (ms)"""
-    user_concurrency: int = Field(1, ge=1)
-    """Requests of one user that may run at once; 1 keeps them in order"""
-    max_queue_per_user: int = Field(32, ge=0)
-    """Requests of one user that may wait"""
-    max_queue_per_worker: int = Field(1_000, ge=0)
-    """Requests of one worker that may wait"""
-    queue_timeout: Milliseconds = Field(120_000, ge=1)
-    """How long a request may wait for dispatch (ms)"""
-    boot_timeout: Milliseconds = Field(30_000, ge=1)
-    """How long a worker may take to become ready (ms)"""
-    drain_timeout: Milliseconds = Field(30_000, ge=0)
-    """How long running requests may take to end when a worker stops (ms)"""
-    max_loop_lag: Milliseconds = Field(15_000, ge=1)
-    """Event-loop lag with work in flight that counts as wedged (ms)"""
-    user_idle_timeout: Milliseconds = Field(1_800_000, ge=1)
-    """After this time without a request a user leaves the worker's memory (ms)"""
-    max_open_files: int = Field(1_024, ge=64)
-    """Open files per process of a worker"""
-    durable_state: bool = False
-    """Flush state and session files to disk before each reply"""
+    worker_count: int = Field(4, ge=1, le=MAX_WORKERS, description="Number of workers")
+    sandbox_base_dir: Path = Field(Path("/tmp/moltbot-workers"), description="Base directory for sandboxes")
+    handler: str | None = Field(
+        None,
+        min_length=1,
+        description="Handler code: path/to/file.py or module:name; the built-in handlers if unset",
+    )
+    worker_command: Words | None = Field(
+        None, min_length=1, description="Program that speaks the frames on descriptor 3, instead of Python"
+    )
+    environment: Words = Field((), description="Names of environment variables that workers get")
+    max_concurrent: int = Field(10, ge=1, le=1000, description="Max concurrent requests per worker")
+    request_timeout: Milliseconds = Field(120_000, ge=1, description="Request timeout, from dispatch (ms)")
+    heartbeat_interval: Milliseconds = Field(5_000, ge=50, description="Health check interval (ms)")
+    max_memory: Bytes = Field(
+        512 << 20,
+        ge=16 << 20,
+        description="Memory limit of a worker's processes before it is killed and restarted",
+    )
+    soft_memory: Bytes | None = Field(
+        None,
+        ge=8 << 20,
+        description="Memory at which a worker is drained and restarted; 80% of max_memory if unset",
+    )
+    max_requests: int = Field(10_000, ge=1, description="Request limit before restart")
+    restart_delay: Milliseconds = Field(
+        1_000,
+        ge=0,
+        description="Delay before restart, doubled each time (ms); unless set, the first restart is at once",
+    )
+    max_restart_attempts: int = Field(5, ge=0, description="Max restarts in window")
+    restart_window: Milliseconds = Field(60_000, ge=1, description="Restart tracking window (ms)")
+    user_concurrency: int = Field(
+        1, ge=1, description="Requests of one user that may run at once; 1 keeps them in order"
+    )
+    max_queue_per_user: int = Field(32, ge=0, description="Requests of one user that may wait")
+    max_queue_per_worker: int = Field(1_000, ge=0, description="Requests of one worker that may wait")
+    queue_timeout: Milliseconds = Field(
+        120_000, ge=1, description="How long a request may wait for dispatch (ms)"
+    )
+    boot_timeout: Milliseconds = Field(
+        30_000, ge=1, description="How long a worker may take to become ready (ms)"
+    )
+    drain_timeout: Milliseconds = Field(
+        30_000, ge=0, description="How long running requests may take to end when a worker stops (ms)"
+    )
+    max_loop_lag: Milliseconds = Field(
+        15_000, ge=1, description="Event-loop lag with work in flight that counts as wedged (ms)"
+    )
+    user_idle_timeout: Milliseconds = Field(
+        1_800_000,
+        ge=1,
+        description="After this time without a request a user leaves the worker's memory (ms)",
+    )
+    max_open_files: int = Field(1_024, ge=64, description="Open files per process of a worker")
+    durable_state: bool = Field(False, description="Flush state and session files to disk before each reply")
 
     @model_validator(mode="before")
     @classmethod

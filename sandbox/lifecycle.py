@@ -276,7 +276,9 @@ def _trouble(slot: Slot, event: Trouble, now: float, rules: Rules) -> Decision:
 
 
 def _channel_lost(slot: Slot, event: ChannelLost, now: float, rules: Rules) -> Decision:
-    reason = ExitReason.BOOT_FAILED if slot.state is S.STARTING else slot.reason or ExitReason.CRASHED
+    # While draining as well: nobody has told the worker to end yet. And the reason must not depend on what is seen
+    # first, the end of the socket or that of the process.
+    reason = ExitReason.BOOT_FAILED if slot.state is S.STARTING else ExitReason.CRASHED
     slot, actions = _kill(slot, reason, event.detail, now)
     return slot, (*actions, Action.SETTLE)
 
@@ -315,7 +317,7 @@ def _exited(slot: Slot, event: Exited, now: float, rules: Rules) -> Decision:
     ready_for = now - slot.ready_since if slot.ready_since is not None else 0.0
     slot = replace(slot, reason=reason, detail=detail, ready_since=None, deadline=None)
     if not slot.wanted:
-        return replace(slot, state=S.STOPPED), (Action.SETTLE,)
+        return replace(slot, state=S.STOPPED), ()
     if reason in DELIBERATE:
         slot, actions = _spawn(slot, now, rules)
         return slot, (Action.SETTLE, *actions)

@@ -50,5 +50,7 @@ def after_death(policy: RestartPolicy, budget: Budget, ready_for: float, jitter:
         wait = min(PROBATION * 2**budget.quarantines, MAX_PROBATION)
         return Verdict(Budget(deaths, min(budget.quarantines + 1, 32)), wait, quarantined=True)
     doublings = deaths - 2 if policy.prompt else deaths - 1
-    delay = 0.0 if doublings < 0 else min(policy.delay * 2 ** min(doublings, 32), MAX_DELAY)
-    return Verdict(Budget(deaths, budget.quarantines), delay * (1 + JITTER * jitter), quarantined=False)
+    delay = 0.0 if doublings < 0 else policy.delay * 2 ** min(doublings, 32) * (1 + JITTER * jitter)
+    # Jitter stays below the ceiling, and so does every delay but one that the operator set above it.
+    wait = min(delay, max(MAX_DELAY, policy.delay))
+    return Verdict(Budget(deaths, budget.quarantines), wait, quarantined=False)
