@@ -39,7 +39,7 @@ def send(
                 reply = data
         if reply.get("payload") is not None:
             print(reply["payload"], end="")
-        print()
+        print(flush=True)
         print(f"({reply.get('workerId')}, {reply.get('durationMs')} ms)", file=sys.stderr)
 
     async def route(client: Any) -> None:

@@ -9,7 +9,7 @@ Answers are the JSON documents of the reference; an error answer is raised as `G
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,7 +60,7 @@ class GatewayClient:
         """Run a request and return the reply document."""
         return await self._call("POST", "/api/route", json=_body(request))
 
-    async def stream(self, request: Request) -> AsyncIterator[tuple[str, Any]]:
+    async def stream(self, request: Request) -> AsyncGenerator[tuple[str, Any], None]:
         """Run a request and yield `(event, data)`: chunk, event, usage, and at last reply. Raises GatewayError."""
         headers = {"Accept": "text/event-stream"}
         async with self._request("POST", "/api/route", json=_body(request), headers=headers) as response:

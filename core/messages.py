@@ -47,9 +47,7 @@ class Request:
             _check_timeout(self.timeout)
         if not isinstance(self.idempotent, bool):
             raise InvalidRequest(f"idempotent must be true or false, not {quote(self.idempotent)}")
-        if self.meta and not (
-            isinstance(self.meta, Mapping) and all(isinstance(key, str) for key in self.meta)
-        ):
+        if not isinstance(self.meta, Mapping) or not all(isinstance(key, str) for key in self.meta):
             raise InvalidRequest("meta must be an object with string keys")
 
     @classmethod
@@ -60,6 +58,8 @@ class Request:
                 f"a request must be an object with type and userId, not {type(fields).__name__}"
             )
         known = {_FIELDS.get(key, key): value for key, value in fields.items()}
+        if len(known) < len(fields):
+            raise InvalidRequest("userId is given twice, also as user_id: keep one")
         unknown = [key for key in known if key not in _NAMES]
         if unknown:
             raise InvalidRequest(

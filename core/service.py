@@ -41,8 +41,9 @@ class Service:
             await asyncio.wait([self._stopping])
         if self._running:
             return
-        owner = self._starting is None
-        if self._starting is None:
+        # A start that was cancelled before its first step is done, and still there.
+        owner = self._starting is None or self._starting.done()
+        if self._starting is None or owner:
             self._starting = asyncio.create_task(self._run_start())
         task = self._starting
         try:
@@ -53,6 +54,8 @@ class Service:
             if owner:
                 task.cancel()
                 await _settled(task)
+                if self._running:  # it succeeded in the moment of the cancellation
+                    await _settled(asyncio.create_task(self.stop()))
             raise
 
     async def _run_start(self) -> None:
@@ -61,9 +64,7 @@ class Service:
             self._running = True
         except BaseException:
             # The clean-up must finish even if the cancellation is repeated.
-            cleanup = asyncio.create_task(self._stop())
-            await _settled(cleanup)
-            cleanup.exception()
+            await _settled(asyncio.create_task(self._stop()))
             raise
         finally:
             self._starting = None
@@ -72,9 +73,8 @@ class Service:
         """Stop, or join a stop under way; cancels a start under way; returns when all is put away."""
         if self._starting is not None:
             self._starting.cancel()
-            await asyncio.wait([self._starting])
         if self._stopping is None:
-            if not self._running:
+            if not self._running and self._starting is None:
                 return
             self._stopping = asyncio.create_task(self._run_stop())
         task = self._stopping
@@ -86,7 +86,10 @@ class Service:
 
     async def _run_stop(self) -> None:
         try:
-            await self._stop()
+            if self._starting is not None:
+                await asyncio.wait([self._starting])
+            if self._running:
+                await self._stop()
         finally:
             self._running = False
             self._stopping = None
@@ -107,9 +110,14 @@ def _being_cancelled() -> bool:
 
 
 async def _settled(task: asyncio.Task[None]) -> None:
-    """Wait until `task` is done, however often the waiter is cancelled; tasks here always end by deadline."""
+    """Wait until `task` is done, however often the waiter is cancelled; tasks here always end by deadline.
+
+    How it ended is not told: whoever waits like this has an error of their own to raise.
+    """
     while not task.done():
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             continue
+    if not task.cancelled():
+        task.exception()

@@ -99,6 +99,10 @@ def _is_names(value: Any) -> bool:
     return type(value) is list and all(type(item) is str for item in value)
 
 
+def _is_text(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
 def _anything(_: Any) -> bool:
     return True
 
@@ -112,18 +116,26 @@ _FROM_WORKER: dict[str, dict[str, _Check]] = {
     "usage": {"id": _is_int, "amounts": _is_map},
     "reply": {"id": _is_int, "payload": _anything, "usage": _is_map},
     "error": {"id": _is_int, "code": _is_str, "message": _is_str, "details": _anything},
-    "arrived": _USER,
-    "left": _USER,
+    "arrived": {**_USER, "error": _is_text},
+    "left": {**_USER, "error": _is_text},
     "beat": {"lag_ms": _is_number, "in_flight": _is_int, "at": _is_number},
     "pong": {},
     "drained": {},
 }
 
-_OPTIONAL = frozenset({"details", "usage"})
+_OPTIONAL = frozenset({"details", "usage", "error", "deadline_ms", "meta"})
 
 _TO_WORKER: dict[str, dict[str, _Check]] = {
     "hello": {"v": _is_int, "worker_id": _is_str, "incarnation": _is_int, "config": _is_map},
-    "request": {"id": _is_int, "type": _is_str, "user_id": _is_str, "payload": _anything, "epoch": _is_int},
+    "request": {
+        "id": _is_int,
+        "type": _is_str,
+        "user_id": _is_str,
+        "payload": _anything,
+        "epoch": _is_int,
+        "deadline_ms": _is_number,
+        "meta": _is_map,
+    },
     "cancel": {"id": _is_int},
     "credit": {"id": _is_int, "n": _is_int},
     "arrive": _USER,
@@ -318,10 +330,11 @@ class Caller(_Side):
 class _Serving:
     """A call that still owes its final frame."""
 
-    __slots__ = ("cancelled", "credit", "final", "waiting")
+    __slots__ = ("backlog", "cancelled", "credit", "final", "waiting")
 
     def __init__(self, credit: int) -> None:
         self.credit = credit
+        self.backlog = 0
         self.waiting: deque[tuple[bytes, int]] = deque()
         self.final: bytes | None = None
         self.cancelled = False
@@ -352,12 +365,12 @@ class Callee(_Side):
         data = encode_checked({"kind": kind, "id": id, **fields}, self._max_frame)
         if not call.cancelled:
             call.waiting.append((data, len(data) - 4))
+            call.backlog += len(data) - 4
             self._release(id, call)
 
     def backlog(self, id: int) -> int:
         """Bytes of this call that wait for credit."""
-        waiting = self._calls[id].waiting
-        return sum(size for _, size in waiting) if waiting else 0
+        return self._calls[id].backlog
 
     def may_stream(self, id: int) -> bool:
         """True if the next streamed frame of this call would leave at once, or be dropped."""
@@ -399,6 +412,7 @@ class Callee(_Side):
         if kind == "cancel":
             call.cancelled = True
             call.waiting.clear()
+            call.backlog = 0
             self._release(id, call)
             return CancelRequested(id)
         call.credit += frame["n"]
@@ -408,6 +422,7 @@ class Callee(_Side):
     def _release(self, id: int, call: _Serving) -> None:
         while call.waiting and call.credit > 0:
             data, size = call.waiting.popleft()
+            call.backlog -= size
             call.credit -= size
             self._send_bytes(data)
         if call.final is not None and not call.waiting:

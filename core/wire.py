@@ -35,6 +35,7 @@ class Wire:
         self._pending = bytearray()
         self._waiting_to_write = False
         self._closed = False
+        self._deaf = False
         self.written = 0
         """Bytes the kernel has taken so far."""
         loop.add_reader(sock.fileno(), self._readable)
@@ -47,7 +48,7 @@ class Wire:
     def write(self, data: bytes) -> None:
         """Write now what the kernel takes, and the rest when it can; thread-safe; ignored after the end."""
         with self._lock:
-            if self._closed:
+            if self._closed or self._deaf:
                 return
             if self._pending:
                 self._pending += data
@@ -88,7 +89,10 @@ class Wire:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
-            return len(data) if self._closed else 0  # the reader sees the end and tells
+            # Nobody will ever read it: drop it, or the loop would try for ever. The end itself is told by the reader,
+            # after what the other side still said.
+            self._deaf = True
+            return len(data)
         self.written += sent
         return sent
 

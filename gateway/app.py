@@ -6,9 +6,9 @@ Order of the checks: Host and Origin, then the credential, then the route. Every
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from moltbot.core.errors import MoltbotError
 from moltbot.gateway.auth import OperatorAuth
@@ -19,8 +19,6 @@ from moltbot.gateway.routes import operation, requests, users, workers
 from moltbot.router.gateway_router import GatewayRouter
 
 API_PREFIXES = ("/api", "/api/v1")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger("moltbot.gateway")
 
@@ -33,15 +31,13 @@ def create_app(
     app[ROUTER], app[AUTH] = router, auth
     app.add_routes(operation.routes())
     for prefix in API_PREFIXES:
-        for route in (*requests.routes(), *workers.routes(), *users.routes()):
-            app.router.add_route(route.method, prefix + route.path, route.handler)
+        routes = (*requests.routes(), *workers.routes(), *users.routes())
+        app.add_routes([web.route(r.method, prefix + r.path, r.handler, **r.kwargs) for r in routes])
     app.on_response_prepare.append(_security_headers)
     return app
 
 
-def _edge(
-    auth: OperatorAuth, origins: Origins
-) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _edge(auth: OperatorAuth, origins: Origins) -> Middleware:
     @web.middleware
     async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

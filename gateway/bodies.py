@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from aiohttp import web
 
-from moltbot.core.errors import HandlerError, InvalidRequest
+from moltbot.core.errors import HandlerError, InvalidRequest, quote
 from moltbot.gateway.problems import Refused
 
 
@@ -17,13 +18,15 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise Refused(415, "unsupported_media_type", "send the header `Content-Type: application/json`")
     body = await request.read()
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
+    except ValueError:  # what is left: Python's limit of digits
+        raise InvalidRequest("a number in the body has too many digits") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {_KINDS.get(type(value), 'a value')}")
     return value
@@ -39,8 +42,13 @@ _KINDS = {
 }
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def _refuse_number(text: str) -> NoReturn:
+    raise InvalidRequest(f"the body is not JSON: {quote(text)} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
 
 
 def to_json(value: Any) -> str:

@@ -6,12 +6,14 @@ answers (503 for new requests, `/readyz` says draining), then the port closes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from aiohttp import web
@@ -21,6 +23,7 @@ from moltbot.core.service import Service
 from moltbot.gateway.app import create_app
 from moltbot.gateway.auth import TOKEN_FILE, OperatorAuth, check_token, load_or_create_token, read_token
 from moltbot.gateway.origins import WILDCARDS, Origins
+from moltbot.gateway.protocol import Protocol
 from moltbot.router.gateway_router import GatewayRouter
 
 CLOSE_SECONDS = 5.0
@@ -49,6 +52,7 @@ class Gateway(Service):
         self._config = config
         self._socket: socket.socket | None = None
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self.token = ""
 
     @property
@@ -77,11 +81,15 @@ class Gateway(Service):
         app = create_app(
             self.router, auth=OperatorAuth(self.token), origins=origins, max_body=config.max_body
         )
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS
-        )
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CLOSE_SECONDS)
         await self._runner.setup()
-        await web.SockSite(self._runner, self._socket).start()
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"access_log": None}  # which aiohttp means, but does not declare
+        self._listener = await loop.create_server(
+            lambda: Protocol(server, loop=loop, **options), sock=self._socket
+        )
         self.router.announce(self.url)
 
     def _load_token(self) -> str:
@@ -93,6 +101,9 @@ class Gateway(Service):
 
     async def _stop(self) -> None:
         await self.router.stop()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -1,7 +1,8 @@
 """Who lives where: every user's pin, in memory to read and in `moltbot.db` to survive.
 
 Covers first pins: durable before anyone sees them, many users in one commit, one placement per user. Does not choose
-a worker (`placement.py`), nor open or repair the file (`database.py`). The directory is used from one event loop.
+a worker (`placement.py`), open or check the file (`database_file.py`), or run the transactions (`database.py`). The
+directory is used from one event loop.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sqlalchemy import Connection, insert, select
 from moltbot.core.clock import Clock, Timer
 from moltbot.core.errors import MoltbotError, NotRunning, Unavailable, WorkersMissing, quote
 from moltbot.core.service import Service
-from moltbot.router.database import WAIT, Database, pins
+from moltbot.router.database import WAIT, Database
 from moltbot.router.placement import Placement
+from moltbot.router.schema import pins
 
 MAX_PENDING = 10_000  # first pins that may wait for the disk at once
 
@@ -60,9 +62,8 @@ class _Waiting:
             self.settled.set_result(None)
 
     async def outcome(self) -> Pin:
-        await asyncio.wait(
-            [self.settled]
-        )  # unlike awaiting it, this leaves it alone when the caller is cancelled
+        # Unlike awaiting it, this leaves it alone when the caller is cancelled.
+        await asyncio.wait([self.settled])
         if self.error is None:
             return self.pin
         # A new one for each caller: an exception that is raised in several places grows a mixed traceback.

@@ -70,7 +70,9 @@ class Flight:
     def dispatched(self, call: Call) -> None:
         """Its turn came: `call` runs on the worker."""
         self.call = call
-        self._wake()
+        self.settle_queue_timer()
+        if self._turn is not None:
+            call.wake_too(self._turn)  # its caller sleeps on until there is an answer
 
     def refuse(self, error: MoltbotError) -> None:
         """It will never be dispatched (any more)."""

@@ -10,12 +10,11 @@ It joins the pieces and decides little itself: pins are kept in `directory.py`, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from moltbot.core.clock import Clock, SystemClock
@@ -131,6 +130,7 @@ class GatewayRouter(Service):
         if self._base is not None:
             self._base.release()
         self._base = self._database = self._directory = self._pool = None
+        self._events.close()
 
     def announce(self, url: str) -> None:
         """Write the gateway's address where the command line finds it."""
@@ -140,7 +140,7 @@ class GatewayRouter(Service):
     @property
     def draining(self) -> bool:
         """True while stopping: what runs may end, nothing new is taken."""
-        return self._pool is not None and not self._accepting
+        return self._stopping is not None
 
     def events(self) -> Subscription[PoolEvent]:
         """Subscribe to what happens: `async for event in router.events()`; ends when closed."""
@@ -158,11 +158,8 @@ class GatewayRouter(Service):
         flight = await self._admit(request)
         chunks: list[Any] = []
         size = 0
-        with self._caller_of(flight):
-            while True:
-                item = await flight.next()
-                if type(item) is not Streamed:
-                    return self._reply(flight, item.frame, started, chunks)
+        try:
+            while type(item := await flight.next()) is Streamed:
                 if item.kind == "chunk":
                     size += item.size
                     if size > MAX_FRAME_BYTES:
@@ -171,35 +168,34 @@ class GatewayRouter(Service):
                             worker=flight.worker_id,
                         )
                     chunks.append(item.frame["data"])
+        except BaseException:
+            self._give_up(flight)
+            raise
+        self._completed += 1
+        return self._reply(flight, item.frame, started, chunks)
 
-    async def stream(self, request: Request | Mapping[str, Any]) -> AsyncIterator[StreamItem]:
+    async def stream(self, request: Request | Mapping[str, Any]) -> AsyncGenerator[StreamItem, None]:
         """Run a request and yield what it streams, `Chunk | Event | Usage`, and at last its `Reply`.
 
         Raises as `route` does. A reader that is slow slows only its own handler; closing the iterator cancels it.
         """
         started = self._clock.monotonic()
         flight = await self._admit(request)
-        with self._caller_of(flight):
-            while True:
-                item = await flight.next()
-                if type(item) is not Streamed:
-                    yield self._reply(flight, item.frame, started, [])
-                    return
-                yield _stream_item(item)
-
-    @contextlib.contextmanager
-    def _caller_of(self, flight: Flight) -> Iterator[None]:
-        """While the caller wants the answer: whatever ends that, ends the flight and is counted."""
         try:
-            yield
-            self._completed += 1
+            while type(item := await flight.next()) is Streamed:
+                yield _stream_item(item)
         except BaseException:
-            self._failed += 1
+            self._give_up(flight)
             raise
-        finally:
-            if self._lanes.withdraw(flight):
-                flight.settle_queue_timer()
-            flight.abandon()
+        self._completed += 1
+        yield self._reply(flight, item.frame, started, [])
+
+    def _give_up(self, flight: Flight) -> None:
+        """The caller got an error, or wants the answer no longer: end what waits or runs."""
+        self._failed += 1
+        if self._lanes.withdraw(flight):
+            flight.settle_queue_timer()
+        flight.abandon()
 
     async def _admit(self, request: Request | Mapping[str, Any]) -> Flight:
         """Find the user's worker and enter their lane; returns when the request has its place there."""
@@ -233,9 +229,15 @@ class GatewayRouter(Service):
         return flight
 
     async def _first_pin(self, directory: Directory, user_id: str) -> Pin:
-        known = user_id in directory.pins
-        pin = await directory.pin(user_id, lambda: self._place(user_id))
-        if not known:
+        chosen_here = False  # by this caller: others who came at the same time wait for the same pin
+
+        def choose() -> Placement:
+            nonlocal chosen_here
+            chosen_here = True
+            return self._place(user_id)
+
+        pin = await directory.pin(user_id, choose)
+        if chosen_here:
             self._events.publish(UserPinned(self._clock.time(), user_id, pin.worker_id, pin.epoch, pin.why))
         if not self._accepting:
             raise NotRunning("the gateway is stopping: send the request again later")

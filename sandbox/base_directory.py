@@ -44,7 +44,7 @@ class BaseDirectory:
                 path.mkdir(mode=0o700)
             _check(path)
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ~name that nobody has
             raise _unusable(path, error) from None
         try:
             _lock(path, descriptor)
@@ -74,7 +74,7 @@ def read_announcement(path: Path) -> dict[str, Any]:
     """What the gateway that holds (or held) the directory announced: `pid` and `url`; empty if there is none."""
     try:
         content = json.loads((path / GATEWAY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -123,7 +123,7 @@ def _lock(path: Path, descriptor: int) -> None:
         ) from None
 
 
-def _unusable(path: Path, error: OSError | ValueError) -> BaseDirectoryError:
+def _unusable(path: Path, error: OSError | ValueError | RuntimeError) -> BaseDirectoryError:
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return BaseDirectoryError(f"there is no space left for {path}: free some, or {_CHOOSE}")

@@ -77,6 +77,10 @@ class Call:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
+    def wake_too(self, waiter: asyncio.Future[None]) -> None:
+        """The caller waits already, on `waiter`: end that wait when there is something for `next`."""
+        self._waiter = waiter
+
     def abandon(self, error: MoltbotError) -> None:
         """The caller waits no longer: it gets `error`, the worker gets a cancel, and the call stays open until it ends."""
         if self._final is None and self._failure is None:

@@ -9,9 +9,11 @@ removed by a program that no depth of nesting can stop. Names of per-user direct
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,9 @@ PARTS = ("sessions", "state", "cache", "temp", "logs")
 METADATA = "sandbox.json"
 _WORKER_ID = re.compile(r"worker-(0|[1-9][0-9]{0,4})\Z", re.ASCII)
 _REMOVE_SECONDS = 300
+_REMOVE_AT_ONCE = 500  # the kernel bounds the length of a command line
+_MAX_METADATA = 64 << 10
+_DAMAGED = 10**9  # no slot gets that far: a larger incarnation is not ours
 
 
 def worker_name(index: int) -> str:
@@ -67,10 +72,16 @@ class WorkerDirectories:
 
     def open_temp(self, incarnation: int) -> None:
         """Make the temp directory of a new incarnation; raises BaseDirectoryError."""
+        path = self.temp(incarnation)
         try:
-            self.temp(incarnation).mkdir(mode=0o700)
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                # Planted by an earlier incarnation, or the numbers were lost: it goes with the rest of the old ones.
+                path.rename(path.with_name(f"old-{secrets.token_hex(8)}"))
+                path.mkdir(mode=0o700)
         except OSError as error:
-            raise BaseDirectoryError(f"{self.temp(incarnation)} cannot be made ({error.strerror})") from None
+            raise BaseDirectoryError(f"{path} cannot be made ({error.strerror})") from None
 
     async def remove_old_temps(self, current: int) -> None:
         """Delete the temp directories of dead incarnations; bounded in time, and whatever is left is tried again next time."""
@@ -82,11 +93,18 @@ class WorkerDirectories:
 
     def read_incarnation(self) -> int:
         """The number of the last incarnation; 0 if there was none or the file is damaged."""
+        value = self._read_metadata().get("incarnation", 0)
+        return max(value if type(value) is int and 0 <= value < _DAMAGED else 0, self._highest_temp())
+
+    def _read_metadata(self) -> dict[str, Any]:
+        """What `sandbox.json` holds; empty if it is missing or damaged. Follows no link and waits for no pipe."""
         try:
-            value = json.loads((self.root / METADATA).read_text(encoding="utf-8")).get("incarnation", 0)
-        except (OSError, ValueError, AttributeError):
-            return self._highest_temp()
-        return max(value if type(value) is int and value >= 0 else 0, self._highest_temp())
+            descriptor = os.open(self.root / METADATA, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb", buffering=0) as file:
+                content = json.loads(file.read(_MAX_METADATA) or b"")
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def _highest_temp(self) -> int:
         try:
@@ -99,21 +117,25 @@ class WorkerDirectories:
 
     def write_metadata(self, content: Mapping[str, Any]) -> None:
         """Replace `sandbox.json`; `created` is kept from the first time."""
-        path = self.root / METADATA
-        try:
-            created = json.loads(path.read_text(encoding="utf-8")).get("created")
-        except (OSError, ValueError, AttributeError):
-            created = None
-        write_json(path, {"workerId": self.worker_id, **content, "created": created or content["created"]})
+        created = self._read_metadata().get("created")
+        first = created if isinstance(created, str) and created else content["created"]
+        write_json(self.root / METADATA, {"workerId": self.worker_id, **content, "created": first})
 
 
 async def remove_trees(paths: list[str]) -> None:
-    """Delete directory trees of any depth, as `rm -rf` does; never follows a link."""
+    """Delete directory trees of any depth, as `rm -rf` does; never follows a link. Bounded in time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REMOVE_SECONDS):
+            for start in range(0, len(paths), _REMOVE_AT_ONCE):
+                await _remove(paths[start : start + _REMOVE_AT_ONCE])
+
+
+async def _remove(paths: list[str]) -> None:
     process = await asyncio.create_subprocess_exec(
         "rm", "-rf", "--", *paths, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        await asyncio.wait_for(process.wait(), _REMOVE_SECONDS)
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()

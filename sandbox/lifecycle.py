@@ -317,7 +317,7 @@ def _exited(slot: Slot, event: Exited, now: float, rules: Rules) -> Decision:
     ready_for = now - slot.ready_since if slot.ready_since is not None else 0.0
     slot = replace(slot, reason=reason, detail=detail, ready_since=None, deadline=None)
     if not slot.wanted:
-        return replace(slot, state=S.STOPPED), ()
+        return replace(slot, state=S.STOPPED), (Action.SETTLE,)
     if reason in DELIBERATE:
         slot, actions = _spawn(slot, now, rules)
         return slot, (Action.SETTLE, *actions)

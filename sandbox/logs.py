@@ -23,6 +23,7 @@ MAX_LOG_BYTES = 5 << 20
 LOG_BACKUPS = 2
 MAX_LINE_BYTES = 8 << 10
 BUDGET_BYTES_PER_SECOND = 1 << 20
+_LAST_READS = 32
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )  # what could play tricks on a terminal that shows the log
@@ -42,7 +43,8 @@ class NoFollowHandler(logging.handlers.RotatingFileHandler):
         )
 
     def _open(self) -> TextIOWrapper:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        # O_NONBLOCK: a pipe planted here must not hold up the thread that serves all workers.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         return open(
             self.baseFilename,
             "a",
@@ -86,10 +88,15 @@ class LogPump:
 
     def stop(self) -> None:
         """Read what is left in the pipes, close all, end the thread. Blocks for at most some milliseconds."""
+        if self._stopping:
+            return
         self._stopping = True
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._close()
+        else:
             os.write(self._wake_write, b"x")
             self._thread.join()
+        os.close(self._wake_write)
 
     def attach(self, path: Path, incarnation: int) -> tuple[int, int]:
         """Return the write ends of new stdout and stderr pipes; the caller closes them after the spawn."""
@@ -112,15 +119,20 @@ class LogPump:
                     self._adopt()
                 else:
                     self._read(key.fd, key.data)
+        self._close()
+
+    def _close(self) -> None:
+        """Read what the pipes still hold, up to a bound, for who writes may live on; then close everything."""
         self._adopt()
         for key in list(self._selector.get_map().values()):
-            if key.data is not None:
-                self._read(key.fd, key.data)
+            reads = 0
+            while key.data is not None and reads < _LAST_READS and self._read(key.fd, key.data):
+                reads += 1
         for key in list(self._selector.get_map().values()):
-            self._selector.unregister(key.fd)
-            os.close(key.fd)
+            if key.data is not None:
+                self._end(key.fd, key.data)
         self._selector.close()
-        os.close(self._wake_write)
+        os.close(self._wake_read)
         for output in self._outputs.values():
             output.close()
 
@@ -130,16 +142,21 @@ class LogPump:
         for descriptor, source in new:
             self._selector.register(descriptor, selectors.EVENT_READ, source)
 
-    def _read(self, descriptor: int, source: _Source) -> None:
+    def _read(self, descriptor: int, source: _Source) -> bool:
+        """Read once; True if there may be more."""
         try:
             data = os.read(descriptor, 64 << 10)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if data:
             self._take(source, data)
-            return
+        else:
+            self._end(descriptor, source)
+        return bool(data)
+
+    def _end(self, descriptor: int, source: _Source) -> None:
         if source.rest:
             self._take(source, b"\n")
         self._say_dropped(source)
@@ -157,12 +174,14 @@ class LogPump:
         source.budget -= len(data)
         self._say_dropped(source)
         *lines, rest = (source.rest + data).split(b"\n")
-        while len(rest) > MAX_LINE_BYTES:
-            lines.append(rest[:MAX_LINE_BYTES])
-            rest = rest[MAX_LINE_BYTES:]
+        if len(rest) >= MAX_LINE_BYTES:
+            lines.append(rest)
+            rest = b""
         source.rest = rest
         for line in lines:
-            self._write(source, line[: 8 * MAX_LINE_BYTES].decode("utf-8", "backslashreplace"))
+            for start in range(0, len(line) or 1, MAX_LINE_BYTES):
+                piece = line[start : start + MAX_LINE_BYTES]
+                self._write(source, piece.decode("utf-8", "backslashreplace"))
 
     def _say_dropped(self, source: _Source) -> None:
         if source.dropped:

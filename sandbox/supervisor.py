@@ -96,6 +96,7 @@ class Supervisor:
         self._recycling = recycling
         self._first_id = 1
         self._loaded: dict[str, int] = {}
+        self._leaving: set[str] = set()
         self.last_exit: LastExit | None = None
         self._timer: Timer | None = None
         self._changed = asyncio.Event()
@@ -215,6 +216,7 @@ class Supervisor:
     def unload(self, user_id: str) -> None:
         """Tell the worker to drop a user from memory; only when none of their requests is in flight."""
         if self._loaded.pop(user_id, None) is not None and self._channel is not None:
+            self._leaving.add(user_id)
             self._channel.send(lambda session: session.leave(user_id))
 
     # --- events ---------------------------------------------------------------------------------------
@@ -282,7 +284,10 @@ class Supervisor:
                 self.handle(lifecycle.Drained())
             case "arrived" if frame.get("error") is not None:
                 self._loaded.pop(frame["user_id"], None)  # the next request lets the user arrive again
-            case "left":
+            case "left" if (
+                frame["user_id"] in self._leaving
+            ):  # a worker may say what it likes; only what was asked counts
+                self._leaving.discard(frame["user_id"])
                 self._events.publish(UserUnloaded(self._clock.time(), frame["user_id"], self.worker_id))
             case "error":
                 self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, frame["message"]))
@@ -430,6 +435,7 @@ class Supervisor:
         )
         channel, self._channel = self._channel, None
         self._loaded.clear()
+        self._leaving.clear()
         if channel is not None:
             self._first_id = channel.next_id
             channel.close(str(self.slot.reason or ExitReason.CRASHED), self.slot.detail or "no detail")

@@ -7,19 +7,20 @@ whatever the worker leaves behind, and ends only when no process of this worker 
 socket on descriptor 3 and runs the handler loop, or executes the operator's `worker_command`. The guard ends the way its
 worker ended, so whoever waits for it learns the worker's own exit status or signal.
 
-Standard library only. The spec comes from `sandbox/launch.py`; it holds no secrets, for everybody can read an argv.
+Standard library only. The spec comes from `sandbox/launch.py`; it holds no secrets, for everybody can read an argv. What only
+the worker needs is imported in the worker: the guard would carry it for its whole life, a page for every page.
 """
 
 from __future__ import annotations
 
 import ctypes
-import faulthandler
-import json
 import os
-import resource
 import signal
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without importing typing
+    from typing import Any, NoReturn
 
 SOCKET_FD = 3
 EXIT_NO_PARENT = 72
@@ -28,22 +29,24 @@ _LINUX = sys.platform == "linux"
 
 
 def main() -> NoReturn:
-    spec: dict[str, Any] = json.loads(sys.argv[3])
     _place_descriptors()
-    _die_with(spec["parent"], signal.SIGTERM)
-    _limit(spec["limits"])
     if _LINUX:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signals = {signal.SIGCHLD, signal.SIGTERM}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    guard = os.getpid()
+    parent, guard = os.getppid(), os.getpid()
     child = os.fork()
     if child:
         os.closerange(0, 4)
         _guard(child, signals)
+    spec = _read_spec()
+    if spec["parent"] != parent:  # gone before the kernel was asked to tell; the guard ends like us
+        os._exit(EXIT_NO_PARENT)
     _die_with(guard, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    _limit(spec["limits"])
     if spec["command"]:
         _execute(spec["command"])
     _work(spec)
@@ -70,7 +73,16 @@ def _die_with(parent: int, how: signal.Signals) -> None:
         os._exit(EXIT_NO_PARENT)
 
 
+def _read_spec() -> dict[str, Any]:
+    import json
+
+    spec: dict[str, Any] = json.loads(sys.argv[3])
+    return spec
+
+
 def _limit(limits: dict[str, int]) -> None:
+    import resource
+
     for name, value in limits.items():
         kind = getattr(resource, name, None)
         if kind is None:
@@ -155,6 +167,8 @@ def _execute(command: list[str]) -> NoReturn:
 
 
 def _work(spec: dict[str, Any]) -> NoReturn:
+    import faulthandler
+
     faulthandler.enable()
     faulthandler.register(
         signal.SIGQUIT

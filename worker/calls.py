@@ -13,7 +13,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import AsyncGeneratorType
 from typing import Any, Protocol
@@ -51,30 +51,37 @@ class Host(Protocol):
 
 def is_coroutine_handler(function: Handler) -> bool:
     """True if the handler runs on the loop (and so can be interrupted)."""
-    target = function if inspect.isroutine(function) else type(function).__call__
-    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+    targets = (function, type(function).__call__)  # a function, or an object that can be called like one
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in targets)
 
 
 def describe(error: BaseException) -> str:
     """`ValueError: text`, also for an exception whose text cannot be made."""
+    return f"{type(error).__name__}: {_shown(error)}"
+
+
+def _shown(value: object) -> str:
+    """The text of what a stranger's code made, such that a frame can carry it."""
     try:
-        text = str(error)
+        text = str(value)
     except BaseException:
         text = "(its message cannot be shown)"
-    return f"{type(error).__name__}: {text}"[:MAX_ERROR_TEXT].encode(errors="replace").decode()
+    return text[:MAX_ERROR_TEXT].encode(errors="replace").decode()
 
 
 class Call:
     """One request; `run` is its life, `cancel` the caller's wish to end it."""
 
-    def __init__(self, host: Host, id: int, frame: Frame, handler: Handler, user: User) -> None:
+    def __init__(
+        self, host: Host, id: int, frame: Frame, handler: Handler, user: User, *, on_loop: bool
+    ) -> None:
         self._host = host
         self._id = id
         self._kind: str = frame["type"]
         self._payload = frame["payload"]
         self._handler = handler
         self._user = user
-        self._on_loop = is_coroutine_handler(handler)
+        self._on_loop = on_loop
         self._room: asyncio.Event | None = None
         self._begun = False
         self._ended = False
@@ -103,7 +110,7 @@ class Call:
             self._room.set()
 
     async def run(self) -> None:
-        """Run the handler and send exactly one final frame, whatever happens."""
+        """Run the handler and hand exactly one final frame to the session, whatever happens; the host writes it."""
         self._begun = True
         try:
             final = await self._serve()
@@ -123,11 +130,11 @@ class Call:
             )
             final = self._failure("handler_error", f"handler {self._kind!r} raised {describe(error)}")
         self._ended = True
+        self.credit_granted()  # a thread that the handler left behind may wait for room
         self._host.session.finish(self._id, final)
-        self._host.flush_soon()
 
-    def _failure(self, code: str, message: str) -> bytes:
-        return self._host.session.prepare(self._id, "error", code=code, message=message, details=None)
+    def _failure(self, code: str, message: object) -> bytes:
+        return self._host.session.prepare(self._id, "error", code=code, message=_shown(message), details=None)
 
     async def _serve(self) -> bytes:
         user = self._user
@@ -167,28 +174,36 @@ class Call:
                 await self._stream("chunk", {"data": item})
 
     def _in_thread(self) -> Any:
-        result = self._handler(self._context, self._payload)
+        self._context.checkpoint()  # it may have waited, for a thread or for on_arrive
+        try:
+            result = self._handler(self._context, self._payload)
+        except StopIteration as error:  # no future can carry it: the request would never end
+            raise RuntimeError("StopIteration") from error
         if not isinstance(result, Iterator):
             return result
-        for item in result:
-            self._context.checkpoint()
-            self._send("chunk", {"data": item})
+        try:
+            for item in result:
+                self._context.checkpoint()
+                self._send("chunk", {"data": item})
+        finally:
+            if isinstance(result, Generator):
+                result.close()  # here, in its thread, and before the final frame
         return None
 
     async def _stream(self, kind: str, fields: dict[str, Any]) -> None:
         """Send one streamed frame and wait until the next one may go."""
         session = self._host.session
+        self._check_open()
         session.stream(self._id, kind, **fields)
         self._host.flush_soon()
-        while not session.may_stream(self._id):
+        while not self._ended and not session.may_stream(self._id):
             self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
 
     def _send(self, kind: str, fields: dict[str, Any]) -> None:
         """The synchronous form, for `Context`."""
-        if self._ended:
-            raise RuntimeError("this request has ended: nobody listens any more")
+        self._check_open()
         if threading.get_ident() != self._host.thread_id:
             asyncio.run_coroutine_threadsafe(self._stream(kind, fields), self._host.loop).result()
             return
@@ -196,6 +211,10 @@ class Call:
             raise BufferError("this request is 1 MiB ahead of its reader: await something, or send less")
         self._host.session.stream(self._id, kind, **fields)
         self._host.flush_soon()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise RuntimeError("this request has ended: nobody listens any more")
 
 
 def _cancelled(by_caller: bool) -> tuple[str, str]:

@@ -104,8 +104,8 @@ class Context:
         for name, amount in amounts.items():
             if isinstance(amount, bool) or not isinstance(amount, int | float):
                 raise TypeError(f"usage {name!r} must be a number, not {type(amount).__name__}")
-        self._usage.update(amounts)
         self._send("usage", {"amounts": amounts})
+        self._usage.update(amounts)
 
     @property
     def usage(self) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def _load_file(path: Path) -> None:
     name = path.stem
     if not name.isidentifier():
         raise LoadError(f"{path.name} cannot be imported: name the file with letters, digits and _ only")
+    if _is_loaded(name, path):
+        return
     if name in sys.modules or name in sys.stdlib_module_names:
         raise LoadError(f"{path.name} has the name of a module that Python already has: rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
@@ -69,4 +71,14 @@ def _load_file(path: Path) -> None:
     sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pickle and spawned pools look the module up by name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _is_loaded(name: str, path: Path) -> bool:
+    """True if this very file was loaded before: in one process there may be several workers, one after another too."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and Path(file).resolve() == path.resolve()

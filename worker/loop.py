@@ -31,13 +31,16 @@ from moltbot.core.session import (
     Requested,
 )
 from moltbot.core.wire import Wire
-from moltbot.worker.calls import Call, describe
+from moltbot.worker.calls import Call, describe, is_coroutine_handler
 from moltbot.worker.handlers import Registry, run_hooks
 from moltbot.worker.heart import Heart
 from moltbot.worker.loader import LoadError, load
 from moltbot.worker.users import Directories, User
 
 EXIT_OK, EXIT_BOOT_FAILED, EXIT_ORPHANED, EXIT_PROTOCOL = 0, 70, 71, 76
+
+# What a hook may raise without ending the worker, by sys.exit() for example, for the users that share it.
+HOOK_FAILURES = (Exception, SystemExit, asyncio.CancelledError)
 
 log = logging.getLogger("worker")
 T = TypeVar("T")
@@ -62,6 +65,7 @@ class Worker:
         self._on_orphaned = on_orphaned
         self._heart: Heart | None = None
         self._calls: dict[int, Call] = {}
+        self._on_loop: dict[str, bool] = {}
         self._users: dict[str, User] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -79,13 +83,19 @@ class Worker:
                 self._heart.join(1)
             self._flush()
             self._wire.close()
-            for task in self._tasks:
+            tasks = [*self._tasks, *(call.task for call in self._calls.values() if call.task is not None)]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _end(self, status: int) -> None:
         if not self._ended.done():
             self._ended.set_result(status)
+
+    def _raise_if_ended(self, error: BaseException) -> None:
+        """A cancellation is the hook's own failure, unless it is the end of this worker."""
+        if self._ended.done():
+            raise error
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self.loop.create_task(coroutine)
@@ -135,7 +145,8 @@ class Worker:
     # --- requests ---------------------------------------------------------------------------------
 
     def _request(self, id: int, frame: Frame) -> None:
-        handler = self._registry.handlers.get(frame["type"]) if self._registry else None
+        kind = frame["type"]
+        handler = self._registry.handlers.get(kind) if self._registry else None
         user = self._users.get(frame["user_id"])
         if handler is None:
             known = (
@@ -143,12 +154,15 @@ class Worker:
                 if self._registry
                 else "none, the worker is booting"
             )
-            self._refuse(id, "unknown_type", f"no handler answers type {frame['type']!r}: there is {known}")
+            self._refuse(id, "unknown_type", f"no handler answers type {kind!r}: there is {known}")
         elif user is None or user.epoch != frame["epoch"]:
             self._refuse(id, "not_loaded", "the user is not loaded here under this epoch")
         else:
-            call = self._calls[id] = Call(self, id, frame, handler, user)
-            call.task = self._spawn(self._run(id, call))
+            on_loop = self._on_loop.get(kind)
+            if on_loop is None:  # asked once: looking into a function takes as long as a small request
+                on_loop = self._on_loop[kind] = is_coroutine_handler(handler)
+            call = self._calls[id] = Call(self, id, frame, handler, user, on_loop=on_loop)
+            call.task = self.loop.create_task(self._run(id, call))
 
     async def _run(self, id: int, call: Call) -> None:
         try:
@@ -156,8 +170,7 @@ class Worker:
         finally:
             del self._calls[id]
             self._tell_if_drained()
-            if not self._calls:
-                self._flush()
+            self.flush_soon()
 
     def _tell_if_drained(self) -> None:
         if self._draining and not self.session.in_flight:
@@ -229,7 +242,7 @@ class Worker:
                 await asyncio.gather(*self._leaving.values())
                 if self._registry is not None:
                     await run_hooks(self._registry.hooks["on_stop"])
-        except Exception as error:  # also the timeout: stopping goes on whatever a hook does
+        except HOOK_FAILURES as error:  # also the timeout: stopping goes on whatever a hook does
             log.error("stopping: a hook failed: %s", describe(error))
         self._end(EXIT_OK)
 
@@ -239,19 +252,21 @@ class Worker:
         user = self._users.get(user_id)
         if user is None or user.epoch != epoch:
             user = self._users[user_id] = User(user_id, epoch, self.directories, durable=self.durable)
-            if self._registry and (self._registry.hooks["on_arrive"] or user_id in self._leaving):
-                user.arrival = self._spawn(self._welcome(user))
+            before = self._leaving.get(user_id)  # now: a leave that comes after this arrival will wait for it
+            if self._registry and (self._registry.hooks["on_arrive"] or before is not None):
+                user.arrival = self._spawn(self._welcome(user, before))
                 return
         self.session.notice("arrived", user_id=user_id, epoch=user.epoch)
 
-    async def _welcome(self, user: User) -> str | None:
+    async def _welcome(self, user: User, before: asyncio.Task[None] | None) -> str | None:
         assert self._registry is not None
-        if (leaving := self._leaving.get(user.user_id)) is not None:
-            await leaving
+        if before is not None:
+            await before
         error = None
         try:
             await run_hooks(self._registry.hooks["on_arrive"], user)
-        except Exception as failure:
+        except HOOK_FAILURES as failure:
+            self._raise_if_ended(failure)
             error = f"on_arrive raised {describe(failure)}"
             log.error("on_arrive failed", exc_info=failure)
             if self._users.get(user.user_id) is user:
@@ -280,7 +295,8 @@ class Worker:
             if self._registry is not None and self._registry.hooks["on_leave"]:
                 await run_hooks(self._registry.hooks["on_leave"], user)
                 user.save()
-        except Exception as failure:
+        except HOOK_FAILURES as failure:
+            self._raise_if_ended(failure)
             error = f"on_leave raised {describe(failure)}"
             log.error("on_leave failed", exc_info=failure)
         self.session.notice("left", user_id=user.user_id, epoch=user.epoch, error=error)

@@ -17,6 +17,7 @@ from moltbot.worker.state import sync_directory
 MAX_ENTRY_BYTES = 1 << 20
 FILE_NAME = "record.jsonl"
 _BLOCK = 64 << 10
+_SPOIL = b"!\n"  # ends a line that was cut short such that it is no JSON: `12` of `1234` would be
 
 
 class Record:
@@ -42,8 +43,10 @@ class Record:
                 if size:
                     file.seek(size - 1)
                     if file.read(1) != b"\n":
-                        line = b"\n" + line
-                file.write(line)
+                        line = _SPOIL + line
+                rest = memoryview(line)
+                while rest:  # a disk that is nearly full takes a part
+                    rest = rest[file.write(rest) :]
                 if self._durable:
                     os.fsync(file.fileno())
                     if not size:
@@ -51,24 +54,32 @@ class Record:
 
     def read(self) -> list[Any]:
         """All entries, oldest first."""
-        return self._parse(self._tail(None))
+        return self._parse(self._tail(None)[0])
 
     def last(self, count: int) -> list[Any]:
         """The newest `count` entries, oldest first; reads only the end of the file."""
-        return self._parse(self._tail(count))[-count:] if count > 0 else []
+        if count <= 0:
+            return []
+        lines = count
+        while True:
+            data, complete = self._tail(lines)
+            entries = self._parse(data)
+            if complete or len(entries) >= count:
+                return entries[-count:]
+            lines *= 2  # some lines were cut short
 
     def clear(self) -> None:
         """Remove all entries."""
         with self._lock:
             self._path.unlink(missing_ok=True)
 
-    def _tail(self, lines: int | None) -> bytes:
-        """The file, or at least its last `lines` whole lines."""
+    def _tail(self, lines: int | None) -> tuple[bytes, bool]:
+        """The file, or at least its last `lines` whole lines; and if it is all of the file."""
         with self._lock:
             try:
                 descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
-                return b""
+                return b"", True
             with open(descriptor, "rb", buffering=0) as file:
                 start = size = file.seek(0, os.SEEK_END)
                 blocks: list[bytes] = []
@@ -80,14 +91,14 @@ class Record:
                     blocks.append(file.read(length))
                     newlines += blocks[-1].count(b"\n")
         data = b"".join(reversed(blocks))
-        return data if start == 0 else data.partition(b"\n")[2]
+        return (data, True) if start == 0 else (data.partition(b"\n")[2], False)
 
     @staticmethod
     def _parse(data: bytes) -> list[Any]:
         entries = []
-        for line in data.split(b"\n"):
+        for line in data.split(b"\n")[:-1]:  # what has no end was cut short, and may read as another value
             try:
                 entries.append(json.loads(line))
             except ValueError:
-                continue  # empty, or cut short by a crash
+                continue  # empty, or spoiled
         return entries

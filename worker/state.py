@@ -40,8 +40,6 @@ class State:
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            data = b""
-        if not data:
             self._saved = b""
             return {}
         try:

@@ -126,6 +126,9 @@ class HandlerTester:
         match event:
             case Notice("ready", _):
                 self._ready.set_result(None)
+            case Notice("arrived", frame):
+                if frame.get("error") is not None:
+                    self._loaded.discard(frame["user_id"])
             case Notice("error", frame):
                 if not self._ready.done():
                     self._ready.set_exception(HandlerError(frame["message"]))

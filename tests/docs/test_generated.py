@@ -1,0 +1,88 @@
+"""What the reference says about settings, errors, routes, frames and states is what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from moltbot.core import errors, session
+from moltbot.core.clock import SystemClock
+from moltbot.gateway.app import create_app
+from moltbot.gateway.auth import OperatorAuth
+from moltbot.gateway.origins import Origins
+from moltbot.gateway.problems import _STATUS
+from moltbot.router.gateway_router import GatewayRouter
+from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.lifecycle import ExitReason, State
+from tests.docs.generated import PARTS, error_classes, parts_in, renewed
+from tests.docs.pages import PAGES, ROOT, name_of
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if parts_in(page)], ids=name_of)
+def test_generated_parts_are_up_to_date(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == renewed(page), "run `python -m tests.docs.generated`"
+
+
+def test_every_generated_part_is_on_one_page() -> None:
+    used = [part for page in PAGES for part in parts_in(page)]
+    assert sorted(used) == sorted(PARTS)
+
+
+def test_every_code_has_a_status() -> None:
+    codes = {error.code for error in error_classes() if not issubclass(error, errors.StartupError)}
+    assert codes == set(_STATUS)
+
+
+def test_the_http_page_names_every_code_of_the_edge() -> None:
+    """What only the edge refuses is written there by hand; every `Refused(status, "code"` must be in the table."""
+    text = (REFERENCE / "http.md").read_text(encoding="utf-8")
+    for file in (ROOT / "gateway").rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        for status, code in re.findall(r'Refused\(\s*(\d{3}),\s*"([a-z_]+)"', source):
+            assert f"| `{code}` | {status} |" in text, f"{code} of {file.name} is missing"
+
+
+def test_the_http_page_names_every_route() -> None:
+    router = GatewayRouter(PoolConfig(), SystemClock())
+    app = create_app(
+        router, auth=OperatorAuth("x" * 32), origins=Origins("127.0.0.1", ()), max_body=1024
+    )
+    ours = {
+        f"{route.method} {route.resource.canonical}"
+        for route in app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert {name.replace("/api/v1/", "/api/") for name in ours if "/api/v1/" in name} == {
+        name for name in ours if "/api/" in name and "/api/v1/" not in name
+    }
+    shown = re.findall(r"^## `([A-Z]+ [^`]+)`$", (REFERENCE / "http.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(shown) == sorted(name for name in ours if "/api/v1/" not in name)
+
+
+def test_the_frames_page_names_every_frame_and_field() -> None:
+    text = (REFERENCE / "frames.md").read_text(encoding="utf-8")
+    for kinds in (session._TO_WORKER, session._FROM_WORKER):
+        for kind, fields in kinds.items():
+            row = re.search(rf"^\| `{kind}` \|(.*)\|$", text, re.MULTILINE)
+            assert row is not None, f"there is no row for {kind}"
+            assert set(fields) <= set(re.findall(r"`([a-z_]+)`", row[1])), kind
+
+
+def test_the_lifecycle_page_explains_every_state_and_reason() -> None:
+    text = (ROOT / "docs" / "explanation" / "lifecycle.md").read_text(encoding="utf-8")
+    for word in (*State, *ExitReason):
+        assert f"| `{word}` |" in text, word
+
+
+def test_the_python_page_names_every_public_name() -> None:
+    import moltbot
+
+    text = (REFERENCE / "python-api.md").read_text(encoding="utf-8")
+    for name in (*moltbot.__all__, *errors.__all__):
+        if name != "quote":
+            assert f"`{name}" in text, name
