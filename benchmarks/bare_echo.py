@@ -88,24 +88,25 @@ class Echo(Framed):
 @contextlib.asynccontextmanager
 async def bare_children(loop_name: str) -> AsyncIterator[list[Caller]]:
     """Three children on the event loop of that name, ready."""
-    children, callers = [], []
     loop = asyncio.get_running_loop()
-    try:
+    command = [sys.executable, "-m", "benchmarks.bare_echo", loop_name]
+    callers = []
+    async with contextlib.AsyncExitStack() as stack:
         for _ in range(CHILDREN):
             ours, theirs = socket.socketpair()
             with theirs:
-                command = [sys.executable, "-m", "benchmarks.bare_echo", loop_name]
-                children.append(subprocess.Popen(command, stdin=theirs.fileno()))  # noqa: ASYNC220 - before anything is timed
-            _, caller = await loop.create_connection(Caller, sock=ours)
+                child = subprocess.Popen(command, stdin=theirs.fileno())  # noqa: ASYNC220 - before anything is timed
+            stack.callback(_end, child)
+            transport, caller = await loop.create_connection(Caller, sock=ours)
+            stack.callback(transport.abort)
             callers.append(caller)
         await asyncio.gather(*(caller.call("ready", None) for caller in callers))
         yield callers
-    finally:
-        for caller in callers:
-            caller.transport.abort()
-        for child in children:
-            child.kill()
-            child.wait()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
 
 
 async def serve() -> None:

@@ -44,8 +44,16 @@ def _options(
     pass
 
 
+def _open_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr came closed, the next socket would get that number, and what it is not used to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def main() -> None:
     """Run the command line; every expected error ends as one sentence and an exit status."""
+    _open_standard_descriptors()
     try:
         app()
     except MoltbotError as error:

@@ -8,6 +8,7 @@ Answers are the JSON documents of the reference; an error answer is raised as `G
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from moltbot.core.errors import MoltbotError, Unavailable
+from moltbot.core.errors import InvalidRequest, MoltbotError, Unavailable
 from moltbot.core.messages import Request
 
 DEFAULT_TIMEOUT = 300.0
@@ -85,20 +86,28 @@ class GatewayClient:
             return dict(await response.json())
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            async with self._request(method, path, **options) as response:
-                if response.status != 200:
-                    raise await _error(response)
-                return dict(await response.json())
-        except (aiohttp.ClientConnectionError, TimeoutError) as error:
-            raise Unavailable(
-                f"no gateway answers at {self.url} ({error or 'timeout'}): is `moltbot gateway` running?"
-            ) from None
+        async with self._request(method, path, **options) as response:
+            if response.status != 200:
+                raise await _error(response)
+            return dict(await response.json())
 
-    def _request(self, method: str, path: str, **options: Any) -> aiohttp.client._RequestContextManager:
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, method: str, path: str, **options: Any
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         if self._session is None:
             raise RuntimeError("use the client in `async with`")
-        return self._session.request(method, self.url + path, **options)
+        try:
+            async with self._session.request(method, self.url + path, **options) as response:
+                yield response
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+            raise InvalidRequest(
+                f"{self.url} is not the address of a gateway: write it as http://127.0.0.1:18789"
+            ) from None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise Unavailable(
+                f"no gateway answers at {self.url} ({str(error) or 'timeout'}): is `moltbot gateway` running?"
+            ) from None
 
 
 def _body(request: Request) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class WorkerProcess:
         oom_kills = _oom_kills()
         process = await asyncio.create_subprocess_exec(
             *spec.argv,
-            stdin=sock,
+            stdin=sock.fileno(),
             stdout=stdout,
             stderr=stderr,
             env=dict(spec.environment),

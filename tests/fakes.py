@@ -209,7 +209,8 @@ class Line:
         ours, theirs = socket.socketpair()
         self.peer = RawPeer(theirs)
         self.notices: list[tuple[str, Frame]] = []
-        self.lost: list[str] = []
+        self.lost: list[str | None] = []
+        self.when_lost: Callable[[], None] = lambda: None
         self._happened = asyncio.Event()
         self.channel = Channel(ours, "worker-0", first_id, self._notice, self._lost)
 
@@ -217,9 +218,10 @@ class Line:
         self.notices.append((kind, frame))
         self._happened.set()
 
-    def _lost(self, detail: str) -> None:
+    def _lost(self, detail: str | None) -> None:
         self.lost.append(detail)
         self._happened.set()
+        self.when_lost()
 
     async def until(self, promise: Callable[[], bool]) -> None:
         """Wait for a notice or a loss after which `promise` is true."""

@@ -112,11 +112,17 @@ def limits() -> str:
         ["runs again of an idempotent request whose worker died", str(flight.MAX_RERUNS)],
         ["heartbeats missing before a worker is killed", str(health.MISSED_BEATS)],
         ["delay before a restart", format_duration(restart.MAX_DELAY * second)],
-        ["rest of a quarantined worker: first, at most", f"{_s(restart.PROBATION)}, {_s(restart.MAX_PROBATION)}"],
+        [
+            "rest of a quarantined worker: first, at most",
+            f"{_s(restart.PROBATION)}, {_s(restart.MAX_PROBATION)}",
+        ],
         ["time for a cancelled handler to end", _s(supervisor.CANCEL_GRACE)],
         ["time for a drained worker to stop", _s(supervisor.STOP_GRACE)],
         ["one log file; older ones kept", f"{format_size(logs.MAX_LOG_BYTES)}; {logs.LOG_BACKUPS}"],
-        ["output of a worker that is logged, per stream", f"{format_size(logs.BUDGET_BYTES_PER_SECOND)} a second"],
+        [
+            "output of a worker that is logged, per stream",
+            f"{format_size(logs.BUDGET_BYTES_PER_SECOND)} a second",
+        ],
     ]
     return table(["what", "limit"], rows)
 
@@ -131,7 +137,9 @@ def command_line() -> str:
 
 
 def _help_of(command: click.Command, path: str, parent: click.Context | None) -> Iterator[str]:
-    context = command.make_context(path, [], parent=None, resilient_parsing=True, terminal_width=100, max_content_width=100)
+    context = command.make_context(
+        path, [], parent=None, resilient_parsing=True, terminal_width=100, max_content_width=100
+    )
     context.info_name = path
     yield f"## {path}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
     for name, child in getattr(command, "commands", {}).items():
@@ -156,7 +164,9 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def renewed(page: Path) -> str:
     """The page's text with every generated part made anew."""
-    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[4]}", page.read_text(encoding="utf-8"))
+    return _PART.sub(
+        lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[4]}", page.read_text(encoding="utf-8")
+    )
 
 
 def parts_in(page: Path) -> list[str]:

@@ -49,7 +49,7 @@ class Reader:
         text = block.text.replace("http://127.0.0.1:18789", self._url) if self._url else block.text
         if block.file is not None:
             (self._directory / block.file).write_text(block.text, encoding="utf-8")
-        elif block.language == "python":
+        elif block.language == "python" and "fragment" not in block.words:
             self._run([sys.executable, "-c", text], block)
         elif "background" in block.words:
             self._start_gateway(text, block)
@@ -75,7 +75,9 @@ class Reader:
             text=True,
             timeout=PATIENCE,
         )
-        assert (done.returncode != 0) is fails, f"{self._at(block)} ended with {done.returncode}:\n{done.stdout}"
+        assert (done.returncode != 0) is fails, (
+            f"{self._at(block)} ended with {done.returncode}:\n{done.stdout}"
+        )
         self._printed = done.stdout
 
     def _start_gateway(self, text: str, block: Block) -> None:

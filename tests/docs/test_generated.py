@@ -49,9 +49,7 @@ def test_the_http_page_names_every_code_of_the_edge() -> None:
 
 def test_the_http_page_names_every_route() -> None:
     router = GatewayRouter(PoolConfig(), SystemClock())
-    app = create_app(
-        router, auth=OperatorAuth("x" * 32), origins=Origins("127.0.0.1", ()), max_body=1024
-    )
+    app = create_app(router, auth=OperatorAuth("x" * 32), origins=Origins("127.0.0.1", ()), max_body=1024)
     ours = {
         f"{route.method} {route.resource.canonical}"
         for route in app.router.routes()
@@ -60,7 +58,9 @@ def test_the_http_page_names_every_route() -> None:
     assert {name.replace("/api/v1/", "/api/") for name in ours if "/api/v1/" in name} == {
         name for name in ours if "/api/" in name and "/api/v1/" not in name
     }
-    shown = re.findall(r"^## `([A-Z]+ [^`]+)`$", (REFERENCE / "http.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = re.findall(
+        r"^## `([A-Z]+ [^`]+)`$", (REFERENCE / "http.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert sorted(shown) == sorted(name for name in ours if "/api/v1/" not in name)
 
 

@@ -165,7 +165,7 @@ async def test_a_stuck_worker_is_killed_for_the_right_reason(
         assert answer.json["reason"] == reason
         await still_works(gateway, restarts=1)
         log = tmp_path / "base" / "worker-0" / "logs" / "worker.log"
-        await eventually(lambda: kind in log.read_text())  # the stacks were written down before the kill
+        await eventually(lambda: kind in contents(log))  # the stacks were written down before the kill
 
 
 @pytest.mark.parametrize("kind", ["ignores_cancellation", "never_ends"])
@@ -198,39 +198,41 @@ async def test_a_worker_that_uses_too_much_memory_is_killed(tmp_path: Path) -> N
         await still_works(gateway, restarts=1)
 
 
+def contents(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
 def log_size(tmp_path: Path) -> int:
     return sum(path.stat().st_size for path in (tmp_path / "base" / "worker-0" / "logs").iterdir())
 
 
-async def test_a_handler_that_prints_a_flood_fills_no_disk_and_delays_nobody(tmp_path: Path) -> None:
+async def test_a_handler_that_prints_a_gigabyte_fills_no_disk_and_delays_nobody(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as gateway:
-        printing = asyncio.create_task(post(gateway, "prints", BAD, {"megabytes": 60}))
-        served = 0
-        while not printing.done():
-            answer = await post(gateway, "count", "user-c")
-            assert answer.status == 200
-            served += 1
-        assert (await printing).status == 200
-        assert served > 0
-        await still_works(gateway, restarts=0)
+        printing = asyncio.create_task(post(gateway, "prints", BAD))
         log = tmp_path / "base" / "worker-0" / "logs" / "worker.log"
-        await post(gateway, "fills_the_log", BAD)
-        await eventually(lambda: "bytes were dropped here" in log.read_text(errors="replace"))
-        assert log_size(tmp_path) < 20 << 20
+        served = 0
+        while not printing.done() and "bytes were dropped here" not in contents(log):
+            assert (await post(gateway, "count", "user-c")).status == 200
+            served += 1
+        assert served > 0
+        printing.cancel()
+        await eventually(lambda: gateway.router.where(BAD).running == 0)
+        assert log_size(tmp_path) < 16 << 20
+        await still_works(gateway, restarts=0)
 
 
 async def test_what_a_handler_prints_plays_no_tricks_on_a_terminal(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as gateway:
         await post(gateway, "fills_the_log", BAD)
         log = tmp_path / "base" / "worker-0" / "logs" / "worker.log"
-        await eventually(lambda: "and \\x00 bytes" in log.read_text())
+        await eventually(lambda: "and \\x00 bytes" in contents(log))
         assert not [byte for byte in log.read_bytes() if byte < 32 and byte != 10]
 
 
 async def test_three_thousand_nested_folders_in_temp_hinder_no_restart(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as gateway:
         start = (await post(gateway, "nests", BAD, 3000)).json["payload"]
-        assert os.path.isdir(start)
+        assert start.endswith(BAD)
         with gateway.router.events() as events:
             (await post(gateway, "exits", BAD)).problem(502, "worker_died")
             await change_to(events, "ready")

@@ -31,20 +31,14 @@ async def count(ctx: Context, payload: Any) -> int:
 
 
 @handler("prints")
-def prints(ctx: Context, payload: dict[str, Any]) -> None:
-    line = b"x" * 99 + b"\n"
-    block = line * 10_000
-    for _ in range(payload["megabytes"]):
-        sys.stdout.buffer.write(block)
-    sys.stdout.flush()
-
-
-@handler("prints_without_end")
-def prints_without_end(ctx: Context, payload: Any) -> None:
-    for _ in range(20 << 20):
-        os.write(1, b"y")  # one line that never ends
+def prints(ctx: Context, payload: Any) -> int:
+    """A gigabyte, unless somebody has seen enough; returns how many megabytes it was."""
+    block = (b"x" * 8191 + b"\n") * 128
+    for megabytes in range(1024):
         if ctx.cancelled:
-            return
+            return megabytes
+        os.write(1, block)
+    return 1024
 
 
 @handler("garbage")

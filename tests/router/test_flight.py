@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from moltbot.core.errors import Cancelled, HandlerError, NotRunning, QueueFull, WorkerDied
+from moltbot.core.framing import encode
 from moltbot.core.messages import Request
 from moltbot.core.session import Final, Streamed
 from moltbot.router.flight import MAX_RERUNS, Flight
@@ -155,6 +156,22 @@ async def test_a_chunk_of_an_earlier_run_that_nobody_read_is_forgotten(runway: R
     line = runway.dispatch(mine)
     await line.peer.send("reply", id=1, payload="from the second run")
     assert payload(await following(mine)) == "from the second run"
+
+
+async def test_a_chunk_that_dies_with_its_worker_is_not_delivered_twice(runway: Runway) -> None:
+    mine = flight(idempotent=True)
+    reader = await waiting_reader(mine)
+    line = runway.dispatch(mine)
+    await asyncio.sleep(0)  # the reader waits for this run now
+    line.when_lost = lambda: runway.kill(line)
+    await line.peer.send_bytes(encode({"kind": "chunk", "id": 1, "data": "first run"}) + b"\0\0\0\1\xc1")
+    await line.until(lambda: bool(line.lost))
+    assert runway.put_back == 1
+    line = runway.dispatch(mine)
+    await line.peer.send("chunk", id=1, data="second run")
+    item = await reader
+    assert isinstance(item, Streamed)
+    assert item.frame["data"] == "second run"
 
 
 async def test_a_handlers_own_error_is_an_answer(runway: Runway) -> None:

@@ -164,7 +164,7 @@ async def test_a_breach_loses_the_channel_once_and_every_call_gets_its_verdict(
         await line.peer.receive()
     await breach(line)
     await line.until(lambda: bool(line.lost))
-    line.channel.close("crashed", line.lost[0])
+    line.channel.close("crashed", line.lost[0] or "its socket ended")
     line.channel.close("crashed", "again")
     for call in calls:
         error = await failure(call)

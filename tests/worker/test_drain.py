@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tests.worker.peer import DEADLINE, Peer
 
 
 class Held(Registry):
-    """A handler that ends when told to, and one that streams more than a window."""
+    """A handler that ends when told to, and one that ends before its reader has room for what it sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,9 +30,9 @@ class Held(Registry):
         await self.end.wait()
         return "end"
 
-    async def much(self, ctx: Context, payload: Any) -> AsyncIterator[str]:
+    async def much(self, ctx: Context, payload: Any) -> None:
         for _ in range(2):
-            yield "x" * 300_000
+            ctx.emit("much", "x" * 300_000)
 
 
 def drain(peer: Peer) -> None:
@@ -86,7 +85,7 @@ async def test_drained_waits_for_a_final_that_waits_for_its_reader(tmp_path: Pat
     async with Peer(Held(), tmp_path, reading=False) as peer:
         peer.arrive()
         id = peer.request("much")
-        await peer.until(lambda: len(peer.streamed(id)) == 1)
+        await peer.until(lambda: len(peer.streamed(id, "event")) == 1)
         drain(peer)
         await peer.round_trip()
         assert peer.notices("drained") == []
