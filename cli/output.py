@@ -57,5 +57,7 @@ def fail(error: MoltbotError, *, as_json: bool) -> int:
     if as_json:
         say_json({"error": error.facts()})
     else:
-        print(f"moltbot: {error.message}", file=sys.stderr)
+        # A handler's own words may be in it: they stay on one line and play no tricks on the terminal.
+        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in error.message)
+        print(f"moltbot: {line}", file=sys.stderr)
     return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED

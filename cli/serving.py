@@ -17,6 +17,7 @@ from moltbot.gateway.server import Gateway
 
 
 async def serve(settings: Settings, *, as_json: bool) -> None:
+    """Run until the first SIGINT or SIGTERM, then stop in order; raises what starting raises."""
     ended = asyncio.Event()
     _end_on_signals(ended)
     service = build_gateway(settings)
@@ -57,6 +58,7 @@ def _end_on_signals(ended: asyncio.Event) -> None:
 
 def _tell_started(service: Gateway, settings: Settings, *, as_json: bool) -> None:
     status = service.router.get_status()
+    assert status is not None
     directory = service.router.config.sandbox_base_dir
     if as_json:
         say_json(

@@ -35,7 +35,7 @@ class GatewayError(MoltbotError):
             details=document.get("details"),
         )
         self.status = status
-        self.code = str(document.get("code", "internal"))  # type: ignore[misc] - the class's code is only the default
+        self.code = str(document.get("code", "internal"))  # type: ignore[misc]  # the class's is only the default
 
 
 class GatewayClient:

@@ -35,6 +35,7 @@ __all__ = [
     "WorkerDied",
     "WorkerQuarantined",
     "WorkersMissing",
+    "error_of_handler",
     "quote",
 ]
 
@@ -158,28 +159,28 @@ class WorkerDied(MoltbotError):
     """The worker died while the request was on it."""
 
     code = "worker_died"
-    verdict = "maybe_ran"
+    verdict: Verdict = "maybe_ran"
 
 
 class Cancelled(MoltbotError):
     """The request was cancelled by its caller."""
 
     code = "cancelled"
-    verdict = "maybe_ran"
+    verdict: Verdict = "maybe_ran"
 
 
 class HandlerError(MoltbotError):
     """The handler raised, or returned something that cannot be carried."""
 
     code = "handler_error"
-    verdict = "done"
+    verdict: Verdict = "done"
 
 
 class ReplyTooLarge(MoltbotError):
     """A collected reply grew over the frame limit; stream it instead."""
 
     code = "reply_too_large"
-    verdict = "maybe_ran"
+    verdict: Verdict = "maybe_ran"
 
 
 class ProtocolError(MoltbotError):
@@ -234,3 +235,11 @@ class PortInUse(StartupError):
     """The gateway's port is taken."""
 
     code = "port_in_use"
+
+
+_FROM_HANDLERS = {kind.code: kind for kind in (UnknownType, InvalidRequest, Cancelled, ReplyTooLarge)}
+
+
+def error_of_handler(code: str) -> type[MoltbotError]:
+    """The class for the code of a worker's `error` frame; what is not known there is the handler's failure."""
+    return _FROM_HANDLERS.get(code, HandlerError)

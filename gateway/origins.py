@@ -23,7 +23,7 @@ class Origins:
 
     def check(self, request: web.Request) -> None:
         """Raise Refused for a foreign Host (421) or Origin (403)."""
-        hosts = request.headers.getall("Host", ())
+        hosts = request.headers.getall("Host", [])
         name = _host_name(hosts[0]) if len(hosts) == 1 else None
         if name is None:
             raise Refused(400, "bad_host", "the request must have exactly one valid Host header")
@@ -40,7 +40,7 @@ def _host_name(host: str) -> str | None:
     """The name without the port, lower case; None if it is not a host."""
     try:
         parts = urlsplit(f"//{host}")
-        _ = parts.port
+        parts.port  # noqa: B018 - raises for what is no port
     except ValueError:
         return None
     return parts.hostname if parts.netloc == host and "@" not in host else None

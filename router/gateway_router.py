@@ -15,6 +15,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from typing import Any
 
 from moltbot.core.clock import Clock, SystemClock
@@ -256,11 +257,7 @@ class GatewayRouter(Service):
                 return
             assert isinstance(flight, Flight)
             try:
-                flight.dispatched(
-                    worker.dispatch(
-                        flight.request, flight.epoch, lambda call, of=flight: self._ended(of, call)
-                    )
-                )
+                flight.dispatched(worker.dispatch(flight.request, flight.epoch, partial(self._ended, flight)))
             except MoltbotError as error:
                 self._lanes.finish(flight)
                 flight.refuse(error)

@@ -13,26 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moltbot.core.clock import Timer
-from moltbot.core.errors import (
-    Cancelled,
-    HandlerError,
-    InvalidRequest,
-    MoltbotError,
-    ProtocolError,
-    ReplyTooLarge,
-    UnknownType,
-    WorkerDied,
-)
+from moltbot.core.errors import InvalidRequest, MoltbotError, ProtocolError, WorkerDied, error_of_handler
 from moltbot.core.framing import Frame
 from moltbot.core.session import Caller, CallerEvent, Final, Notice, Streamed
 from moltbot.core.wire import Wire
-
-_ERRORS: Mapping[str, type[MoltbotError]] = {
-    "unknown_type": UnknownType,
-    "invalid_request": InvalidRequest,
-    "cancelled": Cancelled,
-    "reply_too_large": ReplyTooLarge,
-}
 
 
 class Call:
@@ -225,7 +209,7 @@ class Channel:
                 self._on_notice(kind, frame)
 
     def _error(self, frame: Frame) -> MoltbotError:
-        kind = _ERRORS.get(frame["code"], HandlerError)
+        kind = error_of_handler(frame["code"])
         return kind(frame["message"], worker=self._worker_id, details=frame.get("details"))
 
     def _lose(self, detail: str | None) -> None:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from moltbot.worker.state import sync_directory
+from moltbot.worker.files import make_directory, sync_directory
 
 MAX_ENTRY_BYTES = 1 << 20
 FILE_NAME = "record.jsonl"
@@ -36,7 +36,7 @@ class Record:
                 f"an entry of {len(line)} bytes is over the limit of {MAX_ENTRY_BYTES}: put it in a file"
             )
         with self._lock:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self._path.parent, durable=self._durable)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             with open(os.open(self._path, flags, 0o600), "r+b", buffering=0) as file:
                 size = file.seek(0, os.SEEK_END)

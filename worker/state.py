@@ -12,6 +12,8 @@ from typing import Any
 
 import msgpack
 
+from moltbot.worker.files import make_directory, sync_directory
+
 MAX_STATE_BYTES = 1 << 20
 FILE_NAME = "state.msgpack"
 
@@ -38,7 +40,8 @@ class State:
 
     def _read(self) -> dict[Any, Any]:
         try:
-            data = self._path.read_bytes()
+            with open(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                data = file.read()
         except FileNotFoundError:
             self._saved = b""
             return {}
@@ -73,8 +76,7 @@ class State:
         self._saved = data
 
     def _write(self, data: bytes) -> None:
-        directory = self._path.parent
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_directory(self._path.parent, durable=self._durable)
         temporary = directory / f".{FILE_NAME}.new"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
@@ -93,12 +95,3 @@ class State:
     def forget(self) -> None:
         """Drop what is in memory; the next use reads the file again."""
         self._values = None
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename or a new file in `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

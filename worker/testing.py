@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from moltbot.core.errors import HandlerError, WorkerDied
+from moltbot.core.errors import HandlerError, WorkerDied, error_of_handler
 from moltbot.core.session import Caller, CallerEvent, Final, Notice, Streamed
 from moltbot.core.wire import Wire
 from moltbot.worker.handlers import Registry
@@ -92,7 +92,7 @@ class HandlerTester:
     async def call(
         self, kind: str, payload: Any = None, *, user_id: str = "user", timeout: float = 30.0
     ) -> Answer:
-        """Send one request and wait for its answer; raises HandlerError with what the handler raised. `timeout`: seconds."""
+        """Send one request and wait for its answer; raises what `route` would: HandlerError, InvalidRequest ... `timeout`: seconds."""
         if user_id not in self._loaded:
             self._loaded.add(user_id)
             self._caller.arrive(user_id, 1)
@@ -147,7 +147,9 @@ class HandlerTester:
         if future.done():
             return
         if kind == "error":
-            future.set_exception(HandlerError(frame["message"], details=frame.get("details")))
+            future.set_exception(
+                error_of_handler(frame["code"])(frame["message"], details=frame.get("details"))
+            )
             return
         answer.payload, answer.usage = frame["payload"], frame.get("usage") or {}
         if answer.chunks:

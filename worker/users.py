@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moltbot.core.user_key import user_key
+from moltbot.worker.files import make_directory
 from moltbot.worker.record import Record
 from moltbot.worker.state import State
 
@@ -44,9 +45,7 @@ class User:
         """The on_arrive hooks, if there are any: None, or what went wrong."""
 
     def _own(self, parent: Path) -> Path:
-        directory = parent / self._key
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return directory
+        return make_directory(parent / self._key)
 
     @property
     def session_dir(self) -> Path:

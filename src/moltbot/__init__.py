@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     module = _NAMES.get(name)
     if module is None and not name.startswith("_"):
         errors = import_module("moltbot.core.errors")
-        if name in errors.__all__:
+        if name in errors.__all__ and name[0].isupper():
             module = errors.__name__
     if module is None:
         raise AttributeError(f"module 'moltbot' has no attribute {name!r}")

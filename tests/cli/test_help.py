@@ -21,7 +21,7 @@ COMMANDS = [[], ["gateway"], ["send"], ["users"], ["users", "where"], ["workers"
 def test_every_command_explains_itself(tmp_path: Path, words: list[str]) -> None:
     result = moltbot(tmp_path, *words, "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"Usage: {' '.join(['moltbot', *words])}".rstrip())
+    assert " ".join(["moltbot", *words]) in result.stdout.splitlines()[0]
     assert "--help" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -29,7 +29,7 @@ def test_every_command_explains_itself(tmp_path: Path, words: list[str]) -> None
 def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
     result = moltbot(tmp_path)
     assert result.returncode == 2
-    assert "Usage: moltbot" in result.stdout + result.stderr
+    assert "Usage: " in result.stdout + result.stderr
 
 
 def test_the_version(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_version(tmp_path: Path) -> None:
 def test_wrong_usage_is_status_2(tmp_path: Path, words: list[str]) -> None:
     result = moltbot(tmp_path, *words)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "Usage: moltbot" in result.stderr
+    assert "Usage: " in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -77,7 +77,7 @@ def test_info_as_json(tmp_path: Path) -> None:
     assert settings["worker_count"]["default"] == "4"
     assert settings["request_timeout"]["value"] == "2m"
     assert settings["port"]["source"] == "default"
-    assert [guarantee["name"] for guarantee in document["guarantees"]][0] == "Sticky routing"
+    assert document["guarantees"][0]["name"] == "Sticky routing"
     assert len(document["guarantees"]) == 5
 
 
@@ -100,15 +100,10 @@ def test_with_json_an_error_is_a_document(tmp_path: Path, words: list[str]) -> N
     assert "moltbot gateway" in error["detail"]
 
 
-def test_an_address_where_nobody_answers_is_told(tmp_path: Path) -> None:
-    result = moltbot(
-        tmp_path,
-        "workers",
-        "status",
-        "--url",
-        "http://127.0.0.1:1",
-        MOLTBOT_TOKEN="sixteen-characters-or-more",
-    )
+@pytest.mark.parametrize("words", QUESTIONS, ids=" ".join)
+def test_an_address_where_nobody_answers_is_told(tmp_path: Path, words: list[str]) -> None:
+    url = "http://127.0.0.1:1"
+    result = moltbot(tmp_path, *words, "--url", url, MOLTBOT_TOKEN="sixteen-characters-or-more")
     assert "no gateway answers at http://127.0.0.1:1" in failed(result, 1)
 
 
@@ -117,7 +112,7 @@ def test_an_address_where_nobody_answers_is_told(tmp_path: Path) -> None:
 )
 def test_an_address_that_is_none_is_told(tmp_path: Path, url: str) -> None:
     result = moltbot(tmp_path, "workers", "status", "--url", url, MOLTBOT_TOKEN="sixteen-characters-or-more")
-    failed(result, 1)
+    assert "is not the address of a gateway" in failed(result, 1)
 
 
 def test_a_token_file_that_is_missing_is_told(tmp_path: Path) -> None:

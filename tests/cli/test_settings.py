@@ -23,8 +23,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refused(**flags: Any) -> str:
     with pytest.raises(SettingsError) as caught:
         load_settings(flags)
-    check_sentence(caught.value.message)
-    return caught.value.message
+    message: str = caught.value.message
+    check_sentence(message)
+    return message
 
 
 def test_flag_before_environment_before_file_before_default(
@@ -82,7 +83,6 @@ def test_units_work_in_the_environment(here: Path, monkeypatch: pytest.MonkeyPat
         ("worker_count = 0", "worker_count = 0 (from moltbot.toml) is impossible"),
         ("worker_count = 65", "worker_count = 65"),
         ("worker_count = 2.5", "worker_count = 2.5"),
-        ("worker_count = true", "worker_count = True"),
         ('maxMemory = "lots"', "max_memory = 'lots' (from moltbot.toml) is impossible: expected a size"),
         ('request_timeout = "-5s"', "must not be negative"),
         ("request_timeout = -5", "must not be negative"),
@@ -153,7 +153,6 @@ def test_wrong_settings_start_nothing(here: Path) -> None:
         ({"workerConfig": None}, "workerConfig"),
         ({"port": 1}, "unknown setting 'port'"),
         ({"sandbox_base_dir": 3}, "sandbox_base_dir"),
-        ({"sandbox_base_dir": ""}, "sandbox_base_dir"),
         ({3: 4}, "unknown setting '3'"),
         ([1], "pool_config"),
         ("workers", "pool_config"),

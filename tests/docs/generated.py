@@ -11,8 +11,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 from moltbot.cli.info import _show
@@ -133,17 +133,17 @@ def _s(seconds: float) -> str:
 
 def command_line() -> str:
     """The help of every command."""
-    return "\n".join(_help_of(typer.main.get_command(app), "moltbot", None))
+    return "\n".join(_help_of(typer.main.get_command(app), "moltbot"))
 
 
-def _help_of(command: click.Command, path: str, parent: click.Context | None) -> Iterator[str]:
+def _help_of(command: Any, path: str) -> Iterator[str]:
     context = command.make_context(
-        path, [], parent=None, resilient_parsing=True, terminal_width=100, max_content_width=100
+        path, [], resilient_parsing=True, terminal_width=100, max_content_width=100
     )
     context.info_name = path
     yield f"## {path}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
     for name, child in getattr(command, "commands", {}).items():
-        yield from _help_of(child, f"{path} {name}", context)
+        yield from _help_of(child, f"{path} {name}")
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moltbot.core.errors import HandlerError
+from moltbot.core.errors import InvalidRequest
 from moltbot.worker.testing import HandlerTester
 
 
@@ -101,7 +101,7 @@ async def test_a_wrong_payload_is_told_in_one_short_sentence(
     tmp_path: Path, kind: str, payload: Any, sentence: str
 ) -> None:
     async with HandlerTester(None, tmp_path) as tester:
-        with pytest.raises(HandlerError) as caught:
+        with pytest.raises(InvalidRequest) as caught:
             await tester.call(kind, payload)
         assert caught.value.message.startswith(sentence)
         assert len(caught.value.message) < 200
