@@ -6,9 +6,11 @@ A real gateway, real workers, real HTTP requests, a real SIGKILL. The exit statu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from moltbot.cli.wiring import build_gateway, run
 from moltbot.cli.workers import status_text
 from moltbot.client.http import GatewayClient
 from moltbot.core.errors import MoltbotError, PortInUse, SettingsError, StartupError
-from moltbot.core.events import WorkerChanged
+from moltbot.core.events import PoolEvent, Subscription, WorkerChanged
 from moltbot.core.messages import Request
 from moltbot.core.units import parse_duration
 from moltbot.gateway.server import Gateway
@@ -95,6 +97,7 @@ class Story:
         """All acts; afterwards the gateway stays for `linger` seconds."""
         gateway = await self._start()
         try:
+            self._introduce(gateway)
             async with GatewayClient(gateway.url, gateway.token, timeout=60) as client:
                 homes = await self._assign(client)
                 await self._repeat(client, homes)
@@ -122,12 +125,14 @@ class Story:
                 self._say(f"{error.message.partition(':')[0]}; taking a free one.")
                 gateway = build_gateway(settings.model_copy(update={"port": 0}))
                 await gateway.start()
+        return gateway
+
+    def _introduce(self, gateway: Gateway) -> None:
         status = gateway.router.get_status()
         assert status is not None
         self.document["url"] = gateway.url
         self.document["isolation"] = status.isolation
         self._say(f"Gateway on {gateway.url}, isolation level {status.isolation}.")
-        return gateway
 
     async def _assign(self, client: GatewayClient) -> dict[str, str]:
         """Act 1: everybody gets a worker."""
@@ -171,17 +176,13 @@ class Story:
             traffic = [asyncio.create_task(_keep_sending(client, user, stop)) for user in others]
             os.kill(before[victim]["pid"], signal.SIGKILL)
             started = asyncio.get_running_loop().time()
-            async with asyncio.timeout(RECOVERY_SECONDS):
-                async for event in events:
-                    if (
-                        isinstance(event, WorkerChanged)
-                        and event.worker_id == victim
-                        and event.state == "ready"
-                    ):
-                        break
+            back = await _came_back(events, victim)
             recovery = (asyncio.get_running_loop().time() - started) * 1000
             stop.set()
             sent = await asyncio.gather(*traffic)
+        if not back:
+            self._check(False, f"{victim} is not back under its name after {recovery:.0f} ms")
+            return
         after = await _by_id(client)
         self.document["crash"] = {
             "worker": victim,
@@ -222,13 +223,31 @@ class Story:
         verdict = (
             "All of it was true." if self.document["ok"] else "Not all of it was true: see the lines with ✗."
         )
-        self._say(f"\n{verdict} Stopping {wait}.")
-        self._say(f'Until then: curl -H "Authorization: Bearer $(cat {token})" {gateway.url}/api/workers')
-        await _sleep_or_interrupt(seconds if seconds else None)
+        with _interruption() as ended:
+            self._say(f"\n{verdict} Stopping {wait}.")
+            self._say(f'Until then: curl -H "Authorization: Bearer $(cat {token})" {gateway.url}/api/workers')
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds if seconds else None):
+                    await ended.wait()
 
 
 def _hello(user: str) -> Request:
     return Request("agent", user, {"message": f"hello from {user}"})
+
+
+async def _came_back(events: Subscription[PoolEvent], victim: str) -> bool:
+    """Wait until the victim is ready again; False if it is given up, or takes too long."""
+    try:
+        async with asyncio.timeout(RECOVERY_SECONDS):
+            async for event in events:
+                if isinstance(event, WorkerChanged) and event.worker_id == victim:
+                    if event.state == "ready":
+                        return True
+                    if event.state == "quarantined":
+                        return False
+    except TimeoutError:
+        pass
+    return False
 
 
 async def _turns(client: GatewayClient, user: str) -> int:
@@ -250,17 +269,15 @@ async def _keep_sending(client: GatewayClient, user: str, stop: asyncio.Event) -
     return count
 
 
-async def _sleep_or_interrupt(seconds: float | None) -> None:
-    """Return after `seconds`, or at the first Ctrl+C or SIGTERM."""
+@contextlib.contextmanager
+def _interruption() -> Iterator[asyncio.Event]:
+    """An event that Ctrl+C or SIGTERM sets."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     try:
-        async with asyncio.timeout(seconds):
-            await ended.wait()
-    except TimeoutError:
-        pass
+        yield ended
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

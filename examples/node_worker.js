@@ -29,7 +29,9 @@ function pack(value, out = []) {
     out.push(bytes);
   };
   const sized = (number, tags) => {
-    for (const [limit, tag, size] of tags) if (number < limit) return head(size ? tag : tag | number, size, number);
+    for (const [limit, tag, size] of tags) {
+      if (number < limit) return head(size ? tag : tag | number, size, number);
+    }
     throw new RangeError('too long for msgpack');
   };
   if (value === null || value === undefined) head(0xc0, 0);
@@ -222,7 +224,8 @@ function tellIfDrained() {
 const on = {
   hello({ v, config: given }) {
     if (v !== PROTOCOL) {
-      send({ kind: 'error', id: 0, code: 'boot_failed', message: `the gateway speaks protocol ${v}, this worker ${PROTOCOL}` });
+      const message = `the gateway speaks protocol ${v}, this worker ${PROTOCOL}`;
+      send({ kind: 'error', id: 0, code: 'boot_failed', message });
       socket.end();
       return;
     }

@@ -98,29 +98,28 @@ class Receipt:
 
 def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) -> WorkerStatus:
     """Describe one worker as it is now."""
-    alive = worker.guard_pid is not None
-    started = worker.started_at if alive else None
+    life = worker.life if worker.life is not None and worker.life.running else None
     last = worker.last_exit
     return WorkerStatus(
         worker_id=worker.worker_id,
         state=str(worker.state),
         pid=worker.pid,
         incarnation=worker.slot.incarnation,
-        start_time=_time(started),
-        uptime=round((clock.time() - started) * 1000) if started is not None else 0,
+        start_time=from_timestamp(life.started_at) if life is not None else None,
+        uptime=round((clock.time() - life.started_at) * 1000) if life is not None else 0,
         requests=worker.counters.requests,
         in_flight=worker.in_flight,
         queued=queued,
         errors=worker.counters.errors,
         restart_count=worker.counters.restarts,
         connected=worker.connected,
-        memory=worker.usage.memory if alive else 0,
-        cpu=worker.cpu_percent if alive else 0.0,
+        memory=life.usage.memory if life is not None else 0,
+        cpu=life.cpu_percent if life is not None else 0.0,
         users=users,
-        last_heartbeat=_time(worker.last_beat_at),
-        last_exit=None
-        if last is None
-        else LastExit(last.incarnation, last.reason, last.detail, from_timestamp(last.at)),
+        last_heartbeat=_time(worker.life.last_beat_at if worker.life is not None else None),
+        last_exit=LastExit(last.incarnation, last.reason, last.detail, from_timestamp(last.at))
+        if last
+        else None,
     )
 
 

@@ -135,6 +135,6 @@ class WorkerPool(Service):
             for name, usage in found.items():
                 worker = self.workers[name]
                 if usage is not None and worker.guard_pid == pids[name]:
-                    worker.sampled(usage, now - last)
+                    worker.measured(usage, now - last)
             last = now
             await self._clock.sleep(HEALTH_SECONDS)

@@ -1,43 +1,37 @@
 """One worker slot, kept alive: events in, `lifecycle.step` decides, actions out.
 
-The supervisor owns the incarnation's process, channel and timer, and counts what it serves. It decides nothing that could be
-decided purely: transitions are in `lifecycle.py`, delays in `restart.py`, health in `health.py`. Which requests come here,
-and in which order, is the router's business.
+The supervisor holds the slot, its timer and its counters, and one `Incarnation` after the other. It decides nothing that
+could be decided purely: transitions are in `lifecycle.py`, delays in `restart.py`, health in `health.py`. Which requests
+come here, and in which order, is the router's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import random
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from moltbot import __version__
 from moltbot.core.clock import Clock, Timer
 from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, Unavailable
 from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, UserUnloaded, WorkerChanged
 from moltbot.core.framing import Frame
 from moltbot.core.messages import Request
-from moltbot.core.units import format_duration, format_size
+from moltbot.core.units import format_duration
 from moltbot.sandbox import lifecycle
-from moltbot.sandbox.channel import Call, Channel
+from moltbot.sandbox.channel import Call
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories
-from moltbot.sandbox.health import Limits, Sample, judge
-from moltbot.sandbox.launch import hello_config, launch_spec
-from moltbot.sandbox.lifecycle import Action, ExitReason, Rules, Slot, State
+from moltbot.sandbox.health import Sample, judge
+from moltbot.sandbox.incarnation import Incarnation
+from moltbot.sandbox.lifecycle import Action, ExitReason, Slot, State
 from moltbot.sandbox.logs import LogPump
 from moltbot.sandbox.memory import Usage
-from moltbot.sandbox.process import WorkerProcess
-from moltbot.sandbox.restart import RestartPolicy
+from moltbot.sandbox.policies import STOP_GRACE, limits_of, rules_of
 
-STOP_GRACE = 5.0
+SHUTDOWN_GRACE = 0.8 * STOP_GRACE  # what hooks get of it; the rest is for the process to end
 CANCEL_GRACE = 5.0
 
 log = logging.getLogger("moltbot.worker")
@@ -45,10 +39,9 @@ log = logging.getLogger("moltbot.worker")
 
 @dataclass
 class Counters:
-    """What a slot has served since the pool started; `served` is of this incarnation."""
+    """What a slot has served since the pool started."""
 
     requests: int = 0
-    served: int = 0
     errors: int = 0
     restarts: int = 0
 
@@ -80,12 +73,8 @@ class Supervisor:
         self.worker_id = worker_id
         self.slot = Slot(incarnation=directories.read_incarnation())
         self.counters = Counters()
-        self.usage = Usage(0, 0.0)
-        self.cpu_percent = 0.0
-        self.started_at: float | None = None
-        self.last_beat_at: float | None = None
-        self._last_beat = 0.0
-        self._lag = 0.0
+        self.life: Incarnation | None = None
+        self.last_exit: LastExit | None = None
         self._config = config
         self._rules = rules_of(config)
         self._limits = limits_of(config)
@@ -94,14 +83,9 @@ class Supervisor:
         self._logs = logs
         self._events = events
         self._recycling = recycling
-        self._first_id = 1
-        self._loaded: dict[str, int] = {}
-        self._leaving: set[str] = set()
-        self.last_exit: LastExit | None = None
+        self._next_id = 1
         self._timer: Timer | None = None
         self._changed = asyncio.Event()
-        self._process: WorkerProcess | None = None
-        self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._recycle_task: asyncio.Task[None] | None = None
         self._actions: dict[Action, Callable[[], None]] = {
@@ -122,17 +106,26 @@ class Supervisor:
 
     @property
     def in_flight(self) -> int:
-        return self._channel.in_flight if self._channel is not None else 0
+        life = self.life
+        return life.channel.in_flight if life is not None and life.channel is not None else 0
 
     @property
     def pid(self) -> int | None:
         """The worker's process as this machine numbers it; None while there is none."""
-        return self._process.worker_pid if self._process is not None and self._process.running else None
+        life = self.life
+        return (
+            life.process.worker_pid
+            if life is not None and life.process is not None and life.running
+            else None
+        )
 
     @property
     def guard_pid(self) -> int | None:
         """The root of the worker's process tree."""
-        return self._process.guard_pid if self._process is not None and self._process.running else None
+        life = self.life
+        return (
+            life.process.guard_pid if life is not None and life.process is not None and life.running else None
+        )
 
     @property
     def connected(self) -> bool:
@@ -141,20 +134,15 @@ class Supervisor:
     @property
     def has_room(self) -> bool:
         """True if a request may be dispatched now."""
-        channel = self._channel
-        return (
-            self.slot.state is State.READY
-            and channel is not None
-            and channel.in_flight < self._config.max_concurrent
-        )
+        return self.slot.state is State.READY and self.in_flight < self._config.max_concurrent
 
     @property
     def loaded_users(self) -> list[str]:
         """The users in this incarnation's memory."""
-        return list(self._loaded)
+        return list(self.life.loaded) if self.life is not None else []
 
     def is_loaded(self, user_id: str) -> bool:
-        return user_id in self._loaded
+        return self.life is not None and user_id in self.life.loaded
 
     async def settled(self, *states: State) -> State:
         """Wait until the slot is in one of `states`; bounded, for every state on the way has a deadline."""
@@ -167,13 +155,10 @@ class Supervisor:
 
     def dispatch(self, request: Request, epoch: int, on_end: Callable[[Call], None]) -> Call:
         """Write a request to the worker, its user first if need be; only while `has_room`. Raises InvalidRequest."""
-        channel = self._channel
-        if channel is None or self.slot.state is not State.READY:
+        life = self.life
+        if life is None or life.channel is None or self.slot.state is not State.READY:
             raise Unavailable(f"{self.worker_id} is {self.slot.state}", worker=self.worker_id)
-        user_id = request.user_id
-        if self._loaded.get(user_id) != epoch:
-            channel.send(lambda session: session.arrive(user_id, epoch))
-            self._loaded[user_id] = epoch
+        life.load(request.user_id, epoch)
         limit = self._config.request_timeout
         timeout = limit if request.timeout is None else min(request.timeout, limit)
 
@@ -182,22 +167,26 @@ class Supervisor:
                 self.counters.errors += 1
             on_end(call)
 
-        meta = {"request_id": request.id, **request.meta}
-        call = channel.call(
-            request.type, user_id, request.payload, epoch=epoch, deadline_ms=timeout, meta=meta, on_end=ended
+        call = life.channel.call(
+            request.type,
+            request.user_id,
+            request.payload,
+            epoch=epoch,
+            deadline_ms=timeout,
+            meta={"request_id": request.id, **request.meta},
+            on_end=ended,
         )
         call.timer = self._clock.call_later(timeout / 1000, lambda: self._expire(call, request, timeout))
-        counters = self.counters
-        counters.requests += 1
-        counters.served += 1
-        if counters.served >= self._config.max_requests:
-            self._recycle(f"{counters.served} requests served")
+        self.counters.requests += 1
+        life.served += 1
+        if life.served >= self._config.max_requests:
+            self._recycle(f"{life.served} requests served")
         return call
 
     def _expire(self, call: Call, request: Request, timeout: float) -> None:
         call.abandon(
             RequestTimeout(
-                f"the request ran longer than {format_duration(timeout)} on {self.worker_id}",
+                f"the request ran longer than {format_duration(timeout)} on {self.worker_id} and was cancelled",
                 worker=self.worker_id,
                 verdict="maybe_ran",
             )
@@ -215,9 +204,8 @@ class Supervisor:
 
     def unload(self, user_id: str) -> None:
         """Tell the worker to drop a user from memory; only when none of their requests is in flight."""
-        if self._loaded.pop(user_id, None) is not None and self._channel is not None:
-            self._leaving.add(user_id)
-            self._channel.send(lambda session: session.leave(user_id))
+        if self.life is not None:
+            self.life.unload(user_id)
 
     # --- events ---------------------------------------------------------------------------------------
 
@@ -273,46 +261,43 @@ class Supervisor:
             self._timer = self._clock.call_later(delay, lambda: self.handle(lifecycle.Deadline()))
 
     def _notice(self, kind: str, frame: Frame) -> None:
+        life = self.life
+        if life is None:
+            return
         match kind:
             case "ready":
-                self._became_ready(frame["pid"])
+                if life.process is not None:
+                    life.process.identify(frame["pid"])
+                life.beat(0.0)
+                self.handle(lifecycle.BecameReady())
             case "beat":
-                self._last_beat = self._clock.monotonic()
-                self.last_beat_at = self._clock.time()
-                self._lag = max(0.0, frame["lag_ms"] / 1000)
+                life.beat(frame["lag_ms"])
             case "drained":
                 self.handle(lifecycle.Drained())
             case "arrived" if frame.get("error") is not None:
-                self._loaded.pop(frame["user_id"], None)  # the next request lets the user arrive again
+                life.loaded.pop(frame["user_id"], None)  # the next request lets the user arrive again
             case "left" if (
-                frame["user_id"] in self._leaving
-            ):  # a worker may say what it likes; only what was asked counts
-                self._leaving.discard(frame["user_id"])
+                frame["user_id"] in life.leaving
+            ):  # a worker may say what it likes: only what was asked counts
+                life.leaving.discard(frame["user_id"])
                 self._events.publish(UserUnloaded(self._clock.time(), frame["user_id"], self.worker_id))
             case "error":
                 self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, frame["message"]))
 
-    def _became_ready(self, claimed_pid: int) -> None:
-        if self._process is not None:
-            self._process.identify(claimed_pid)
-        self._last_beat = self._clock.monotonic()
-        self._lag = 0.0
-        self.handle(lifecycle.BecameReady())
-
     # --- health ---------------------------------------------------------------------------------------
 
-    def sampled(self, usage: Usage, seconds: float) -> None:
-        """Take note of a measurement made `seconds` after the last one."""
-        used = usage.cpu_seconds - self.usage.cpu_seconds
-        self.cpu_percent = round(max(0.0, used) / seconds * 100, 1) if seconds > 0 else 0.0
-        self.usage = usage
+    def measured(self, usage: Usage, seconds: float) -> None:
+        """Take note of a measurement of the process tree, made `seconds` after the last one."""
+        if self.life is not None:
+            self.life.measured(usage, seconds)
 
     def check_health(self) -> None:
         """Judge the worker as it is now, and act."""
-        if self.slot.state not in (State.READY, State.DRAINING):
+        life = self.life
+        if life is None or self.slot.state not in (State.READY, State.DRAINING):
             return
-        since_beat = self._clock.monotonic() - self._last_beat
-        finding = judge(Sample(since_beat, self._lag, self.in_flight, self.usage.memory), self._limits)
+        since_beat = self._clock.monotonic() - life.last_beat
+        finding = judge(Sample(since_beat, life.lag, self.in_flight, life.usage.memory), self._limits)
         if finding is None:
             return
         if finding.reason is ExitReason.RECYCLED:
@@ -334,111 +319,62 @@ class Supervisor:
 
     # --- actions --------------------------------------------------------------------------------------
 
-    def _run(self, coroutine: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(coroutine)
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def _spawn(self) -> None:
-        if self.started_at is not None:
+        if self.life is not None:
             self.counters.restarts += 1
-        self.started_at = self._clock.time()
-        self.counters.served = 0
-        self.usage = Usage(0, 0.0)
-        self._run(self._live(self.slot.incarnation))
+        self.life = Incarnation(self.slot.incarnation, self._directories, self._config, self._clock)
+        self._run(self._live(self.life))
 
-    async def _live(self, incarnation: int) -> None:
+    async def _live(self, life: Incarnation) -> None:
         """One incarnation from its spawn to its last process's end."""
         jitter = random.random()
         try:
-            process = await self._launch(incarnation)
+            process = await life.launch(self._logs, self._next_id, self._notice, self._lost)
         except (OSError, BaseDirectoryError) as error:
             self.handle(lifecycle.Exited(None, None, detail=f"cannot start it: {error}", jitter=jitter))
             return
-        code, signal, oom = await process.wait()
-        self.handle(lifecycle.Exited(code, signal, oom, jitter=jitter))
-
-    async def _launch(self, incarnation: int) -> WorkerProcess:
-        directories, config = self._directories, self._config
-        directories.create()
-        directories.open_temp(incarnation)
-        directories.write_metadata(self._metadata(incarnation))
-        self._run(directories.remove_old_temps(incarnation))
-        spec = launch_spec(directories, incarnation, config, os.environ, os.getpid())
-        ours, theirs = socket.socketpair()
-        stdout, stderr = self._logs.attach(directories.log_file, incarnation)
-        try:
-            process = self._process = await WorkerProcess.spawn(spec, theirs, stdout, stderr)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(stdout)
-            os.close(stderr)
-        channel = self._channel = Channel(ours, self.worker_id, self._first_id, self._notice, self._lost)
-        channel.send(
-            lambda session: session.hello(
-                self.worker_id, incarnation, hello_config(directories, incarnation, config)
-            )
-        )
+        self._run(self._directories.remove_old_temps(life.number))
         if self.slot.state is State.KILLING:  # stopped while the process was being made
             process.kill()
-        return process
-
-    def _metadata(self, incarnation: int) -> dict[str, Any]:
-        config = self._config
-        return {
-            "created": datetime.fromtimestamp(self._clock.time(), UTC).isoformat(timespec="seconds"),
-            "incarnation": incarnation,
-            "isolation": "directories",
-            "limits": {
-                "maxConcurrent": config.max_concurrent,
-                "requestTimeout": format_duration(config.request_timeout),
-                "maxMemory": format_size(config.max_memory),
-                "maxRequests": config.max_requests,
-                "maxOpenFiles": config.max_open_files,
-            },
-            "versions": {"moltbot": __version__},
-        }
+        code, signal, oom = await process.wait()
+        self.handle(lifecycle.Exited(code, signal, oom, jitter=jitter))
 
     def _lost(self, detail: str | None) -> None:
         self.handle(lifecycle.ChannelLost(detail))
 
     def _send_drain(self) -> None:
-        if self._channel is not None:
-            self._channel.send(lambda session: session.drain())
+        if self.life is not None and self.life.channel is not None:
+            self.life.channel.send(lambda session: session.drain())
 
     def _send_shutdown(self) -> None:
-        if self._channel is not None:
-            self._channel.send(lambda session: session.shutdown(STOP_GRACE * 800))
+        if self.life is not None and self.life.channel is not None:
+            self.life.channel.send(lambda session: session.shutdown(SHUTDOWN_GRACE * 1000))
 
     def _dump_stacks(self) -> None:
-        if self._process is not None:
-            self._process.dump_stacks()
+        if self.life is not None and self.life.process is not None:
+            self.life.process.dump_stacks()
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if self.life is not None and self.life.process is not None:
+            self.life.process.kill()
 
     def _kill_tree(self) -> None:
-        if self._process is not None:
-            self._process.kill_tree()
+        if self.life is not None and self.life.process is not None:
+            self.life.process.kill_tree()
 
     def _settle(self) -> None:
-        slot = self.slot
-        # A recycled slot is already on its next incarnation here.
-        ended = slot.incarnation - 1 if slot.state is State.STARTING else slot.incarnation
-        self.last_exit = LastExit(
-            ended, str(slot.reason or ExitReason.CRASHED), slot.detail, self._clock.time()
-        )
-        channel, self._channel = self._channel, None
-        self._loaded.clear()
-        self._leaving.clear()
-        if channel is not None:
-            self._first_id = channel.next_id
-            channel.close(str(self.slot.reason or ExitReason.CRASHED), self.slot.detail or "no detail")
+        life, slot = self.life, self.slot
+        if life is None:
+            return
+        reason = str(slot.reason or ExitReason.CRASHED)
+        self.last_exit = LastExit(life.number, reason, slot.detail, self._clock.time())
+        self._next_id = life.end(reason, slot.detail or "no detail") or self._next_id
 
     async def close(self) -> None:
         """End what is left of the supervisor's own tasks, after STOPPED."""
@@ -446,28 +382,4 @@ class Supervisor:
             self._timer.cancel()
         for task in list(self._tasks):
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def rules_of(config: PoolConfig) -> Rules:
-    return Rules(
-        boot_timeout=config.boot_timeout / 1000,
-        drain_timeout=config.drain_timeout / 1000,
-        stop_grace=STOP_GRACE,
-        restart=RestartPolicy(
-            delay=config.restart_delay / 1000,
-            window=config.restart_window / 1000,
-            max_attempts=config.max_restart_attempts,
-            prompt="restart_delay" not in config.model_fields_set,
-        ),
-    )
-
-
-def limits_of(config: PoolConfig) -> Limits:
-    return Limits(
-        heartbeat_interval=config.heartbeat_interval / 1000,
-        max_loop_lag=config.max_loop_lag / 1000,
-        max_memory=config.max_memory,
-        soft_memory=config.soft_memory_bytes,
-    )
+        await asyncio.gather(*self._tasks, return_exceptions=True)

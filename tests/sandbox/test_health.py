@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.health import MISSED_BEATS, Limits, Sample, judge
 from moltbot.sandbox.lifecycle import ExitReason
-from moltbot.sandbox.supervisor import limits_of
+from moltbot.sandbox.policies import limits_of
 from tests.fakes import STEADY
 
 LIMITS = Limits(heartbeat_interval=5.0, max_loop_lag=15.0, max_memory=1000, soft_memory=800)

@@ -225,7 +225,7 @@ async def test_workers_that_are_due_together_are_recycled_one_at_a_time(tmp_path
             assert (worker.slot.incarnation, worker.slot.budget.deaths) == (2, 0)
             assert worker.last_exit is not None
             assert (worker.last_exit.reason, worker.last_exit.detail) == ("recycled", "2 requests served")
-            assert worker.counters.served == 0
+            assert worker.life is not None and worker.life.served == 0
 
 
 async def test_a_worker_that_dies_while_it_drains_gives_the_turn_on(tmp_path: Path) -> None:
@@ -251,7 +251,9 @@ async def test_a_worker_that_dies_while_it_drains_gives_the_turn_on(tmp_path: Pa
 
 async def test_every_worker_is_measured_and_beats(tmp_path: Path) -> None:
     async with running_pool(tmp_path, heartbeatInterval="50ms") as running:
-        await eventually(lambda: running[0].usage.memory > 1 << 20)
-        first = running[0].last_beat_at
-        await eventually(lambda: running[0].last_beat_at not in (None, first))
-        assert running[0].usage.cpu_seconds > 0
+        life = running[0].life
+        assert life is not None
+        await eventually(lambda: life.usage.memory > 1 << 20)
+        first = life.last_beat_at
+        await eventually(lambda: life.last_beat_at not in (None, first))
+        assert life.usage.cpu_seconds > 0

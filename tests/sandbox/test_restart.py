@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.policies import rules_of
 from moltbot.sandbox.restart import MAX_DELAY, MAX_PROBATION, Budget, RestartPolicy, Verdict, after_death
-from moltbot.sandbox.supervisor import rules_of
 from tests.fakes import STEADY
 
 PROMPT = RestartPolicy(delay=1.0, window=60.0, max_attempts=100, prompt=True)

@@ -1,0 +1,132 @@
+"""One life of a worker: its process, its channel, and all that is known of them until they end.
+
+Everything here is thrown away together when the incarnation ends, so nothing of a dead process can be taken for the next
+one's. When lives begin and end is decided in `lifecycle.py` and carried out by `supervisor.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from moltbot import __version__
+from moltbot.core.clock import Clock
+from moltbot.core.framing import Frame
+from moltbot.core.units import format_duration, format_size
+from moltbot.sandbox.channel import Channel
+from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.directories import WorkerDirectories
+from moltbot.sandbox.launch import hello_config, launch_spec
+from moltbot.sandbox.logs import LogPump
+from moltbot.sandbox.memory import Usage
+from moltbot.sandbox.process import WorkerProcess
+
+ISOLATION = "directories"
+
+
+class Incarnation:
+    """A process from its spawn to its end; `channel` is None before the spawn and after the end."""
+
+    def __init__(self, number: int, directories: WorkerDirectories, config: PoolConfig, clock: Clock) -> None:
+        self.number = number
+        self.started_at = clock.time()
+        self.served = 0
+        self.process: WorkerProcess | None = None
+        self.channel: Channel | None = None
+        self.loaded: dict[str, int] = {}
+        """Users in the process's memory, with the epoch under which they arrived."""
+        self.leaving: set[str] = set()
+        self.usage = Usage(0, 0.0)
+        self.cpu_percent = 0.0
+        self.lag = 0.0
+        self.last_beat = clock.monotonic()
+        self.last_beat_at: float | None = None
+        self._directories = directories
+        self._config = config
+        self._clock = clock
+
+    async def launch(
+        self,
+        logs: LogPump,
+        first_id: int,
+        on_notice: Callable[[str, Frame], None],
+        on_lost: Callable[[str | None], None],
+    ) -> WorkerProcess:
+        """Prepare the directories, start the process, greet it; raises OSError or BaseDirectoryError."""
+        directories, config = self._directories, self._config
+        directories.create()
+        directories.open_temp(self.number)
+        directories.write_metadata(self._metadata())
+        spec = launch_spec(directories, self.number, config, os.environ, os.getpid())
+        ours, theirs = socket.socketpair()
+        stdout, stderr = logs.attach(directories.log_file, self.number)
+        try:
+            process = self.process = await WorkerProcess.spawn(spec, theirs, stdout, stderr)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(stdout)
+            os.close(stderr)
+        channel = self.channel = Channel(ours, directories.worker_id, first_id, on_notice, on_lost)
+        hello = hello_config(directories, self.number, config)
+        channel.send(lambda session: session.hello(directories.worker_id, self.number, hello))
+        return process
+
+    def _metadata(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "created": datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="seconds"),
+            "incarnation": self.number,
+            "isolation": ISOLATION,
+            "limits": {
+                "maxConcurrent": config.max_concurrent,
+                "requestTimeout": format_duration(config.request_timeout),
+                "maxMemory": format_size(config.max_memory),
+                "maxRequests": config.max_requests,
+                "maxOpenFiles": config.max_open_files,
+            },
+            "versions": {"moltbot": __version__},
+        }
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.running
+
+    def load(self, user_id: str, epoch: int) -> None:
+        """Let a user arrive, unless they are there under this epoch."""
+        if self.loaded.get(user_id) != epoch and self.channel is not None:
+            self.channel.send(lambda session: session.arrive(user_id, epoch))
+            self.loaded[user_id] = epoch
+
+    def unload(self, user_id: str) -> None:
+        """Ask the process to drop a user from memory."""
+        if self.loaded.pop(user_id, None) is not None and self.channel is not None:
+            self.leaving.add(user_id)
+            self.channel.send(lambda session: session.leave(user_id))
+
+    def beat(self, lag_ms: float) -> None:
+        """A heartbeat came; the worker's loop is `lag_ms` behind."""
+        self.last_beat = self._clock.monotonic()
+        self.last_beat_at = self._clock.time()
+        self.lag = max(0.0, lag_ms / 1000)
+
+    def measured(self, usage: Usage, seconds: float) -> None:
+        """A measurement was made, `seconds` after the last one."""
+        used = usage.cpu_seconds - self.usage.cpu_seconds
+        self.cpu_percent = round(max(0.0, used) / seconds * 100, 1) if seconds > 0 else 0.0
+        self.usage = usage
+
+    def end(self, reason: str, detail: str) -> int | None:
+        """Settle every open call and close the channel; returns the id for the next channel to begin with, if there was one."""
+        channel, self.channel = self.channel, None
+        self.loaded.clear()
+        self.leaving.clear()
+        if channel is None:
+            return None
+        channel.close(reason, detail)
+        return channel.next_id
