@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moltbot.cli.connect import default_gateway_directory
 from moltbot.cli.output import table
 from moltbot.cli.settings import Settings
 from moltbot.core.units import format_duration, format_size, parse_duration, parse_size
@@ -15,7 +16,7 @@ _DRAWING = """\
                  requests for many users
                            |
             +--------------v--------------+
-            |       Gateway (:{port})       |   one port: HTTP, SSE
+            |{title:^29}|   one port: HTTP, SSE
             +--------------+--------------+
             |        Sticky router        |   userId -> worker, once; then pinned
             |  user-a  -->  worker-0      |
@@ -79,7 +80,7 @@ def info_text(settings: Settings, sources: Mapping[str, str]) -> str:
         [
             "Architecture",
             "",
-            _DRAWING.format(port=settings.port),
+            _DRAWING.format(title=f"Gateway (:{settings.port})"),
             "",
             "Directories",
             "",
@@ -88,12 +89,24 @@ def info_text(settings: Settings, sources: Mapping[str, str]) -> str:
             "Settings (flag > environment MOLTBOT_... > moltbot.toml > default)",
             "",
             table(["SETTING", "DEFAULT", "IN FORCE", "FROM", "MEANING"], rows),
+            *_where_else(sources),
             "",
             "Guarantees",
             "",
             *guarantees,
         ]
     )
+
+
+def _where_else(sources: Mapping[str, str]) -> list[str]:
+    """The base directory's default differs by command."""
+    if "sandbox_base_dir" in sources:
+        return []
+    return [
+        "",
+        f"  While sandbox_base_dir is not set, `moltbot gateway` uses {default_gateway_directory()},",
+        "  and `moltbot workers demo` a fresh directory below the default.",
+    ]
 
 
 def _settings(settings: Settings, sources: Mapping[str, str]) -> list[tuple[str, str, str, str, str]]:

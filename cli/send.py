@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ def send(
             elif name == "reply":
                 reply = data
         if reply.get("payload") is not None:
-            print(reply["payload"], end="")
+            print(_shown(reply["payload"]), end="")
         print(flush=True)
         print(f"({reply.get('workerId')}, {reply.get('durationMs')} ms)", file=sys.stderr)
 
@@ -46,3 +47,8 @@ def send(
         say_json(await client.route(request))
 
     call_gateway(route if as_json else stream, sandbox_dir=sandbox_dir, url=url, token_file=token_file)
+
+
+def _shown(payload: Any) -> str:
+    """Text as it is, anything else as JSON."""
+    return payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False)

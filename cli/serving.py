@@ -13,6 +13,7 @@ import psutil
 from moltbot.cli.output import say, say_json
 from moltbot.cli.settings import Settings
 from moltbot.cli.wiring import build_gateway
+from moltbot.gateway.origins import WILDCARDS
 from moltbot.gateway.server import Gateway
 
 
@@ -65,12 +66,12 @@ def _tell_started(service: Gateway, settings: Settings, *, as_json: bool) -> Non
             {"url": service.url, "pid": os.getpid(), "directory": str(directory), "status": status.to_json()}
         )
         return
+    plural = "" if status.total_workers == 1 else "s"
+    where = f"{service.url} (all addresses)" if settings.host in WILDCARDS else service.url
     say(
-        f"Listening on {service.url} with {status.total_workers} workers, isolation level {status.isolation}."
+        f"Listening on {where} with {status.total_workers} worker{plural}, isolation level {status.isolation}."
     )
-    say(
-        f"Base directory {directory}; the operator's token is in {settings.token_file or directory / 'token'}."
-    )
+    say(f"Base directory {directory}; the operator's token is in {service.token_source}.")
     if _on_tmpfs(directory):
         say("Warning: that directory is in memory (tmpfs) and ends with the machine: choose another with -s.")
     say("Press Ctrl+C to stop.")
@@ -82,6 +83,7 @@ def _on_tmpfs(directory: Path) -> bool:
 
 
 def log_to_stderr() -> None:
+    """Let the operator see what goes wrong; all of it is in the pool's own log."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -36,6 +35,8 @@ _STATUS: Mapping[str, int] = {
     "timeout": 504,
 }
 
+_EDGE_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
 
 class Refused(Exception):
     """Refused at the edge, before any worker was asked."""
@@ -56,8 +57,8 @@ def problem_of(error: Exception) -> dict[str, Any]:
         case Refused():
             return _document(error.status, {"code": error.code, "detail": error.detail, "retryable": False})
         case web.HTTPException():
-            word = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
-            return _document(error.status, {"code": word, "detail": _plain(error), "retryable": False})
+            code = _EDGE_CODES.get(error.status, "bad_http")
+            return _document(error.status, {"code": code, "detail": _plain(error), "retryable": False})
     detail = "the gateway failed; its log says how"
     return _document(500, {"code": "internal", "detail": detail, "retryable": False})
 
@@ -90,7 +91,7 @@ def _plain(error: web.HTTPException) -> str:
         case web.HTTPRequestEntityTooLarge():
             return "the body is too large: send less (the limit is the setting max_body)"
         case web.HTTPNotFound():
-            return "there is nothing at this path: see the list of paths in the documentation"
+            return "there is nothing at this path: docs/reference/http.md lists the paths"
         case web.HTTPMethodNotAllowed():
             return f"{error.method} is not possible here: use {', '.join(sorted(error.allowed_methods))}"
     return error.reason

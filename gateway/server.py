@@ -92,9 +92,16 @@ class Gateway(Service):
         )
         self.router.announce(self.url)
 
+    @property
+    def token_source(self) -> str:
+        """Where the operator's token is kept, in words."""
+        if self._config.token is not None:
+            return "the environment variable MOLTBOT_TOKEN"
+        return str(self._config.token_file or self.router.config.sandbox_base_dir / TOKEN_FILE)
+
     def _load_token(self) -> str:
         if self._config.token is not None:
-            return check_token(self._config.token, "MOLTBOT_TOKEN")
+            return check_token(self._config.token, self.token_source)
         if self._config.token_file is not None:
             return read_token(self._config.token_file)
         return load_or_create_token(self.router.config.sandbox_base_dir / TOKEN_FILE)

@@ -114,14 +114,8 @@ class Directory(Service):
         names = sorted(missing, key=lambda worker: (len(worker), worker))
         shown = ", ".join(f"{worker} ({_users(missing[worker])})" for worker in names[:8])
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        numbers = [worker.removeprefix("worker-") for worker in names]
-        if all(number.isdecimal() for number in numbers):
-            way = f"start with -w {max(map(int, numbers)) + 1} or more"
-        else:
-            way = "start a pool that has workers of these names"
         raise WorkersMissing(
-            f"users live on workers that this pool does not have: {shown}{more}; {way}, and move the users first "
-            "if the pool is to be smaller",
+            f"users live on workers that this pool does not have: {shown}{more}; start with all of them: {_needed(names)}",
             details={"workers": missing},
         )
 
@@ -240,3 +234,12 @@ def _cancel(task: asyncio.Task[None]) -> None:
 
 def _users(count: int) -> str:
     return "1 user" if count == 1 else f"{count} users"
+
+
+def _needed(names: list[str]) -> str:
+    """How large the pool must be, as one says it on the command line and in code."""
+    numbers = [worker.removeprefix("worker-") for worker in names]
+    if not all(number.isdecimal() for number in numbers):
+        return "a pool that has workers of these names"
+    count = max(map(int, numbers)) + 1
+    return f"-w {count} or more (worker_count = {count})"

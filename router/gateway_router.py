@@ -26,6 +26,7 @@ from moltbot.core.errors import (
     QueueFull,
     ReplyTooLarge,
     RequestTimeout,
+    Unavailable,
     WorkerQuarantined,
     quote,
 )
@@ -245,8 +246,12 @@ class GatewayRouter(Service):
         return pin
 
     def _place(self, user_id: str) -> Placement:
-        loads = self._directory.loads() if self._directory is not None else {}
-        return placement.place(self._ring.walk(user_id), loads)
+        """Choose a first home; a quarantined worker takes nobody new."""
+        if self._directory is None or self._pool is None:
+            raise NotRunning("the gateway is not running: start it first")
+        workers = self._pool.workers
+        walk = [name for name in self._ring.walk(user_id) if workers[name].state is not State.QUARANTINED]
+        return placement.place(walk, self._directory.loads())
 
     def _pump(self, worker_id: str) -> None:
         """Start what may start on this worker now."""
@@ -374,12 +379,20 @@ class GatewayRouter(Service):
     # --- questions ------------------------------------------------------------------------------------
 
     def get_worker_for_user(self, user_id: str) -> str | None:
-        """The user's worker, or the one a first request would give them now; reads memory only. None before start."""
+        """The user's worker, or the one a first request would give them now; reads memory only.
+
+        None before start, and for a new user while no worker can take one.
+        """
         check_user_id(user_id)
-        if self._directory is None:
+        if self._directory is None or self._pool is None or not self._pool.workers:
             return None
         pin = self._directory.get(user_id)
-        return pin.worker_id if pin is not None else self._place(user_id).worker_id
+        if pin is not None:
+            return pin.worker_id
+        try:
+            return self._place(user_id).worker_id
+        except Unavailable:
+            return None
 
     def where(self, user_id: str) -> Receipt:
         """Where a user lives, since when and why; raises NotFound for a user who never sent a request."""

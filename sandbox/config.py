@@ -7,6 +7,7 @@ bytes; camelCase is accepted everywhere, and so is the nested `workerConfig` of 
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,12 +22,28 @@ from moltbot.core.units import parse_duration, parse_size
 MAX_WORKERS = 64
 
 
-def _words(value: object) -> object:
-    """A list of words may be written as one text: `"LANG, TERM"`, `"node worker.js"`."""
-    return tuple(shlex.split(value.replace(",", " "))) if isinstance(value, str) else value
+def _names(value: object) -> object:
+    """A list of names may be written as one text: `"LANG, TERM"`."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+def _command(value: object) -> object:
+    """A command may be written as one text: `"node worker.js"`. Files in it are made absolute: workers run elsewhere."""
+    words = shlex.split(value) if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        return words
+    return tuple(
+        str(Path(word).absolute()) if _is_local_file(index, word) else word
+        for index, word in enumerate(words)
+    )
+
+
+def _is_local_file(index: int, word: object) -> bool:
+    return isinstance(word, str) and (index > 0 or "/" in word) and os.path.isfile(word)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 
@@ -43,10 +60,10 @@ class PoolConfig(BaseModel):
         min_length=1,
         description="Handler code: path/to/file.py or module:name; the built-in handlers if unset",
     )
-    worker_command: Words | None = Field(
+    worker_command: Command | None = Field(
         None, min_length=1, description="Program that speaks the frames on descriptor 3, instead of Python"
     )
-    environment: Words = Field((), description="Names of environment variables that workers get")
+    environment: Names = Field((), description="Names of environment variables that workers get")
     max_concurrent: int = Field(10, ge=1, le=1000, description="Max concurrent requests per worker")
     request_timeout: Milliseconds = Field(120_000, ge=1, description="Request timeout, from dispatch (ms)")
     heartbeat_interval: Milliseconds = Field(5_000, ge=50, description="Health check interval (ms)")

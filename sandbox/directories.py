@@ -70,8 +70,12 @@ class WorkerDirectories:
     def temp(self, incarnation: int) -> Path:
         return self.root / "temp" / str(incarnation)
 
+    def home(self, incarnation: int) -> Path:
+        """The home directory of an incarnation; no user's directory has a name with a leading dot."""
+        return self.temp(incarnation) / ".home"
+
     def open_temp(self, incarnation: int) -> None:
-        """Make the temp directory of a new incarnation; raises BaseDirectoryError."""
+        """Make the temp and home directories of a new incarnation; raises BaseDirectoryError."""
         path = self.temp(incarnation)
         try:
             try:
@@ -80,6 +84,7 @@ class WorkerDirectories:
                 # Planted by an earlier incarnation, or the numbers were lost: it goes with the rest of the old ones.
                 path.rename(path.with_name(f"old-{secrets.token_hex(8)}"))
                 path.mkdir(mode=0o700)
+            self.home(incarnation).mkdir(mode=0o700)
         except OSError as error:
             raise BaseDirectoryError(f"{path} cannot be made ({error.strerror})") from None
 

@@ -6,6 +6,7 @@ one's. When lives begin and end is decided in `lifecycle.py` and carried out by 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -61,17 +62,16 @@ class Incarnation:
         directories.open_temp(self.number)
         directories.write_metadata(self._metadata())
         spec = launch_spec(directories, self.number, config, os.environ, os.getpid())
-        ours, theirs = socket.socketpair()
-        stdout, stderr = logs.attach(directories.log_file, self.number)
-        try:
+        with contextlib.ExitStack() as given_away:
+            ours, theirs = socket.socketpair()
+            given_away.enter_context(theirs)
+            on_failure = given_away.enter_context(contextlib.ExitStack())
+            on_failure.enter_context(ours)
+            stdout, stderr = logs.attach(directories.log_file, self.number)
+            given_away.callback(os.close, stdout)
+            given_away.callback(os.close, stderr)
             process = self.process = await WorkerProcess.spawn(spec, theirs, stdout, stderr)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(stdout)
-            os.close(stderr)
+            on_failure.pop_all()
         channel = self.channel = Channel(ours, directories.worker_id, first_id, on_notice, on_lost)
         hello = hello_config(directories, self.number, config)
         channel.send(lambda session: session.hello(directories.worker_id, self.number, hello))

@@ -77,7 +77,7 @@ def _environment(
         **named,
         "MOLTBOT_WORKER_ID": directories.worker_id,
         "MOLTBOT_INCARNATION": str(incarnation),
-        "HOME": str(directories.root / "cache"),
+        "HOME": str(directories.home(incarnation)),
         "TMPDIR": str(directories.temp(incarnation)),
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
     }

@@ -328,9 +328,7 @@ def _exited(slot: Slot, event: Exited, now: float, rules: Rules) -> Decision:
 
 def _why(slot: Slot, event: Exited) -> tuple[ExitReason, str]:
     """The one reason of an end, and how the process ended."""
-    how = event.detail or (
-        f"signal {event.signal}" if event.signal is not None else f"exit status {event.code}"
-    )
+    how = event.detail or _how(event)
     if slot.state in (S.KILLING, S.DRAINING, S.STOPPING) and slot.reason not in (None, ExitReason.CRASHED):
         # An end in order was asked for; one that came as a surprise while draining is a crash all the same.
         if slot.state is not S.DRAINING:

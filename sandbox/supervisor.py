@@ -19,6 +19,7 @@ from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, U
 from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, UserUnloaded, WorkerChanged
 from moltbot.core.framing import Frame
 from moltbot.core.messages import Request
+from moltbot.core.session import PROTOCOL_VERSION
 from moltbot.core.units import format_duration
 from moltbot.sandbox import lifecycle
 from moltbot.sandbox.channel import Call
@@ -266,10 +267,7 @@ class Supervisor:
             return
         match kind:
             case "ready":
-                if life.process is not None:
-                    life.process.identify(frame["pid"])
-                life.beat(0.0)
-                self.handle(lifecycle.BecameReady())
+                self._became_ready(life, frame)
             case "beat":
                 life.beat(frame["lag_ms"])
             case "drained":
@@ -283,6 +281,16 @@ class Supervisor:
                 self._events.publish(UserUnloaded(self._clock.time(), frame["user_id"], self.worker_id))
             case "error":
                 self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, frame["message"]))
+
+    def _became_ready(self, life: Incarnation, frame: Frame) -> None:
+        if frame["v"] != PROTOCOL_VERSION:
+            detail = f"it speaks version {frame['v']} of the frames, this gateway {PROTOCOL_VERSION}"
+            self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, detail))
+            return
+        if life.process is not None:
+            life.process.identify(frame["pid"])
+        life.beat(0.0)
+        self.handle(lifecycle.BecameReady())
 
     # --- health ---------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def test_a_second_demo_in_the_same_directory_goes_on_from_the_first(tmp_path: Pa
     for _ in range(2):
         result = moltbot(tmp_path, *DEMO, "-w", "3", "-s", "base", "--json")
         assert result.returncode == 0, result.stdout
-    assert "22 turns" in result.stdout
+    assert "user-b's 23 turns of conversation are all there" in result.stdout
 
 
 UNTRUE = {

@@ -105,14 +105,14 @@ async def test_a_body_over_the_limit_is_refused(gateway: Gateway) -> None:
     answer = await call(
         gateway, "POST", "/api/route", data=body, headers={"Content-Type": "application/json"}
     )
-    assert "max_body" in answer.problem(413, "request_entity_too_large")
+    assert "max_body" in answer.problem(413, "payload_too_large")
 
 
 async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(gateway: Gateway) -> None:
     body = gzip.compress(request_of(b'"' + b"x" * (200 * MB) + b'"'), 1)
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     answer = await call(gateway, "POST", "/api/route", data=body, headers=headers)
-    answer.problem(413, "request_entity_too_large")
+    answer.problem(413, "payload_too_large")
 
 
 async def test_a_body_below_the_limit_is_carried_whole(gateway: Gateway) -> None:

@@ -160,9 +160,8 @@ async def test_a_chunk_of_an_earlier_run_that_nobody_read_is_forgotten(runway: R
 
 async def test_a_chunk_that_dies_with_its_worker_is_not_delivered_twice(runway: Runway) -> None:
     mine = flight(idempotent=True)
-    reader = await waiting_reader(mine)
     line = runway.dispatch(mine)
-    await asyncio.sleep(0)  # the reader waits for this run now
+    reader = await waiting_reader(mine)
     line.when_lost = lambda: runway.kill(line)
     await line.peer.send_bytes(encode({"kind": "chunk", "id": 1, "data": "first run"}) + b"\0\0\0\1\xc1")
     await line.until(lambda: bool(line.lost))

@@ -39,7 +39,7 @@ def test_the_environment_is_exactly_this() -> None:
     assert dict(spec().environment) == {
         "MOLTBOT_WORKER_ID": "worker-3",
         "MOLTBOT_INCARNATION": "7",
-        "HOME": "/base/worker-3/cache",
+        "HOME": "/base/worker-3/temp/7/.home",
         "TMPDIR": "/base/worker-3/temp/7",
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
         "LANG": "de_DE.UTF-8",

@@ -297,8 +297,13 @@ SEGV, KILLED = Exited(None, 11), Exited(None, 9)
 
 ENDS: list[tuple[Slot, list[Event], ExitReason, str]] = [
     (READY, [Exited(3, None)], ExitReason.CRASHED, "exit status 3"),
-    (READY, [SEGV], ExitReason.CRASHED, "signal 11"),
-    (READY, [ChannelLost("its socket ended"), SEGV], ExitReason.CRASHED, "its socket ended, signal 11"),
+    (READY, [SEGV], ExitReason.CRASHED, "killed by SIGSEGV"),
+    (
+        READY,
+        [ChannelLost("its socket ended"), SEGV],
+        ExitReason.CRASHED,
+        "its socket ended, killed by SIGSEGV",
+    ),
     (READY, [Exited(None, 9, oom=True)], ExitReason.OUT_OF_MEMORY, "out of memory"),
     (READY, [ChannelLost("eof"), Exited(None, 9, oom=True)], ExitReason.OUT_OF_MEMORY, "out of memory"),
     (READY, [Exited(1, None, oom=True)], ExitReason.CRASHED, "exit status 1"),
@@ -312,12 +317,12 @@ ENDS: list[tuple[Slot, list[Event], ExitReason, str]] = [
         ExitReason.RECYCLED,
         "served",
     ),
-    (READY, [Drain(ExitReason.RECYCLED, "served"), SEGV], ExitReason.CRASHED, "signal 11"),
+    (READY, [Drain(ExitReason.RECYCLED, "served"), SEGV], ExitReason.CRASHED, "killed by SIGSEGV"),
     (
         READY,
         [Drain(ExitReason.RECYCLED, "served"), ChannelLost("its socket ended"), SEGV],
         ExitReason.CRASHED,
-        "its socket ended, signal 11",
+        "its socket ended, killed by SIGSEGV",
     ),
     (READY, [Stop(), Drained(), Exited(0, None)], ExitReason.STOPPED, "asked to stop"),
     (BORN, [Stop(), KILLED], ExitReason.STOPPED, "stopped while starting"),

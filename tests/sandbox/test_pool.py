@@ -225,7 +225,8 @@ async def test_workers_that_are_due_together_are_recycled_one_at_a_time(tmp_path
             assert (worker.slot.incarnation, worker.slot.budget.deaths) == (2, 0)
             assert worker.last_exit is not None
             assert (worker.last_exit.reason, worker.last_exit.detail) == ("recycled", "2 requests served")
-            assert worker.life is not None and worker.life.served == 0
+            assert worker.life is not None
+            assert worker.life.served == 0
 
 
 async def test_a_worker_that_dies_while_it_drains_gives_the_turn_on(tmp_path: Path) -> None:

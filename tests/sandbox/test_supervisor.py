@@ -51,6 +51,9 @@ async def test_a_killed_worker_is_back_under_its_name_with_its_directories(tmp_p
         assert (worker.worker_id, worker.slot.incarnation, worker.counters.restarts) == ("worker-0", 2, 1)
         assert await running.ask("pid") == worker.pid != first
         assert kept.read_text() == "kept"
+        assert running.send("hello").id > call.id, (
+            "no late frame can be taken for the answer to another request"
+        )
         await eventually(lambda: os.listdir(running.base / "worker-0" / "temp") == ["2"])
 
 
