@@ -247,7 +247,7 @@ async def test_users_of_missing_workers_are_named(tmp_path: Path) -> None:
         directory.check_workers(f"worker-{n}" for n in range(11))
         with pytest.raises(
             WorkersMissing,
-            match=r"have: worker-4 \(2 users\), worker-10 \(1 user\); start with -w 11 or more",
+            match=r"have: worker-4 \(2 users\), worker-10 \(1 user\); start with all of them: -w 11 or more",
         ) as caught:
             directory.check_workers(["worker-0"])
         assert caught.value.details == {"workers": {"worker-4": 2, "worker-10": 1}}

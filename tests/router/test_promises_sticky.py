@@ -106,7 +106,7 @@ async def test_fewer_workers_than_own_users_are_refused_by_name(tmp_path: Path) 
         await homes(router)
     smaller = create_gateway_router(pool_config=pool_config(tmp_path / "base", worker_count=1))
     with pytest.raises(
-        WorkersMissing, match=r"worker-1 \(\d users\), worker-2 \(\d users\); start with -w 3"
+        WorkersMissing, match=r"worker-1 \(\d users\), worker-2 \(\d users\); start with all of them: -w 3"
     ):
         await smaller.start()
     async with router_in(tmp_path / "base", worker_count=3) as router:
