@@ -10,8 +10,8 @@ import asyncio
 
 from moltbot.core.clock import Timer
 from moltbot.core.errors import Cancelled, MoltbotError, WorkerDied
+from moltbot.core.frames import Final, Streamed
 from moltbot.core.messages import Request
-from moltbot.core.session import Final, Streamed
 from moltbot.sandbox.channel import Call
 
 MAX_RERUNS = 2

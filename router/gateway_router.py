@@ -31,11 +31,11 @@ from moltbot.core.errors import (
     quote,
 )
 from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, Subscription, UserPinned, WorkerChanged
+from moltbot.core.frames import Streamed
 from moltbot.core.framing import MAX_FRAME_BYTES
 from moltbot.core.jsonable import from_timestamp
 from moltbot.core.messages import Chunk, Event, Reply, Request, StreamItem, Usage
 from moltbot.core.service import Service
-from moltbot.core.session import Streamed
 from moltbot.core.units import format_duration
 from moltbot.core.user_key import check_user_id
 from moltbot.router import placement

@@ -14,8 +14,9 @@ from typing import Any
 
 from moltbot.core.clock import Timer
 from moltbot.core.errors import InvalidRequest, MoltbotError, ProtocolError, WorkerDied, error_of_handler
+from moltbot.core.frames import CallerEvent, Final, Notice, Streamed
 from moltbot.core.framing import Frame
-from moltbot.core.session import Caller, CallerEvent, Final, Notice, Streamed
+from moltbot.core.session import Caller
 from moltbot.core.wire import Wire
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from moltbot.core.clock import Clock, Timer
 from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, Unavailable
 from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, UserUnloaded, WorkerChanged
+from moltbot.core.frames import PROTOCOL_VERSION
 from moltbot.core.framing import Frame
 from moltbot.core.messages import Request
-from moltbot.core.session import PROTOCOL_VERSION
 from moltbot.core.units import format_duration
 from moltbot.sandbox import lifecycle
 from moltbot.sandbox.channel import Call

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moltbot.core.errors import ProtocolError
-from moltbot.core.framing import Frame
-from moltbot.core.session import (
+from moltbot.core.frames import (
     PROTOCOL_VERSION,
-    Callee,
     CalleeEvent,
     CancelRequested,
     CreditGranted,
     Notice,
     Requested,
 )
+from moltbot.core.framing import Frame
+from moltbot.core.session import Callee
 from moltbot.core.wire import Wire
 from moltbot.worker.calls import Call, describe, is_coroutine_handler
 from moltbot.worker.handlers import Registry, run_hooks

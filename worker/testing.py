@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from moltbot.core.errors import HandlerError, WorkerDied, error_of_handler
-from moltbot.core.session import Caller, CallerEvent, Final, Notice, Streamed
+from moltbot.core.frames import CallerEvent, Final, Notice, Streamed
+from moltbot.core.session import Caller
 from moltbot.core.wire import Wire
 from moltbot.worker.handlers import Registry
 from moltbot.worker.loop import Worker

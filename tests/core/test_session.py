@@ -7,11 +7,8 @@ from typing import Any
 import pytest
 
 from moltbot.core.errors import FrameError, ProtocolError
-from moltbot.core.framing import encode
-from moltbot.core.session import (
-    Callee,
+from moltbot.core.frames import (
     CalleeEvent,
-    Caller,
     CallerEvent,
     CancelRequested,
     CreditGranted,
@@ -19,6 +16,8 @@ from moltbot.core.session import (
     Requested,
     Streamed,
 )
+from moltbot.core.framing import encode
+from moltbot.core.session import Callee, Caller
 
 WINDOW = 1000
 

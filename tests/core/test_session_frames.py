@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 
 from moltbot.core.errors import FrameError, ProtocolError
-from moltbot.core.framing import Frame, encode
-from moltbot.core.session import (
-    CREDIT_BYTES,
+from moltbot.core.frames import (
     PROTOCOL_VERSION,
-    Callee,
-    Caller,
     CancelRequested,
     CreditGranted,
     Final,
@@ -21,6 +17,8 @@ from moltbot.core.session import (
     Requested,
     Streamed,
 )
+from moltbot.core.framing import Frame, encode
+from moltbot.core.session import CREDIT_BYTES, Callee, Caller
 
 
 def opened(caller: Caller) -> None:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moltbot.core.session import Callee, Caller, CancelRequested, CreditGranted, Final, Requested, Streamed
+from moltbot.core.frames import CancelRequested, CreditGranted, Final, Requested, Streamed
+from moltbot.core.session import Callee, Caller
 
 LARGEST = 400
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moltbot.core import errors, session
+from moltbot.core import errors, frames
 from moltbot.core.clock import SystemClock
 from moltbot.gateway.app import create_app
 from moltbot.gateway.auth import OperatorAuth
@@ -66,7 +66,7 @@ def test_the_http_page_names_every_route() -> None:
 
 def test_the_frames_page_names_every_frame_and_field() -> None:
     text = (REFERENCE / "frames.md").read_text(encoding="utf-8")
-    for kinds in (session._TO_WORKER, session._FROM_WORKER):
+    for kinds in (frames.TO_WORKER, frames.FROM_WORKER):
         for kind, fields in kinds.items():
             row = re.search(rf"^\| `{kind}` \|(.*)\|$", text, re.MULTILINE)
             assert row is not None, f"there is no row for {kind}"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from moltbot.core.errors import Cancelled, HandlerError, NotRunning, QueueFull, WorkerDied
+from moltbot.core.frames import Final, Streamed
 from moltbot.core.framing import encode
 from moltbot.core.messages import Request
-from moltbot.core.session import Final, Streamed
 from moltbot.router.flight import MAX_RERUNS, Flight
 from moltbot.sandbox.channel import Call
 from tests.fakes import PATIENCE, FakeClock, Line

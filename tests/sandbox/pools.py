@@ -12,8 +12,8 @@ from typing import Any
 from moltbot.core.clock import SystemClock
 from moltbot.core.errors import MoltbotError
 from moltbot.core.events import Broadcast, PoolEvent, Subscription
+from moltbot.core.frames import Final
 from moltbot.core.messages import Request
-from moltbot.core.session import Final
 from moltbot.sandbox.channel import Call
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.pool import WorkerPool

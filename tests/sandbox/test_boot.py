@@ -248,7 +248,9 @@ async def test_nothing_outlives_a_killed_gateway(worker: WorkerDirectories, doin
         assert gateway.stdout is not None
         guard, runaway = json.loads(await gateway.stdout.readline())
         tree = {guard, runaway, *(child.pid for child in psutil.Process(guard).children(recursive=True))}
-        assert len(tree) >= 3, "guard, worker and the one that ran away (whose dead parent may still be there)"
+        assert len(tree) >= 3, (
+            "guard, worker and the one that ran away (whose dead parent may still be there)"
+        )
         everything = watch(*tree)
     finally:
         gateway.kill()

@@ -18,8 +18,9 @@ from moltbot.core.errors import (
     UnknownType,
     WorkerDied,
 )
+from moltbot.core.frames import Final, Streamed
 from moltbot.core.framing import MAX_FRAME_BYTES, encode
-from moltbot.core.session import CREDIT_BYTES, Final, Streamed
+from moltbot.core.session import CREDIT_BYTES
 from moltbot.sandbox.channel import Call
 from tests.fakes import PATIENCE, Line
 

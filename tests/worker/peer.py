@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from moltbot.core.frames import CallerEvent, Final, Notice, Streamed
 from moltbot.core.framing import Frame
-from moltbot.core.session import Caller, CallerEvent, Final, Notice, Streamed
+from moltbot.core.session import Caller
 from moltbot.core.wire import Wire
 from moltbot.worker.handlers import Registry
 from moltbot.worker.loop import Worker

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from moltbot.core.frames import Final, Notice
 from moltbot.core.framing import encode
-from moltbot.core.session import Caller, Final, Notice
+from moltbot.core.session import Caller
 from moltbot.worker.context import Context
 from moltbot.worker.handlers import Registry
 from moltbot.worker.loop import EXIT_BOOT_FAILED, EXIT_OK, EXIT_ORPHANED, EXIT_PROTOCOL, Worker
