@@ -30,13 +30,15 @@ class Flight:
         "number",
         "queue_timer",
         "request",
+        "request_id",
         "user_id",
         "worker_id",
     )
 
-    def __init__(self, number: int, request: Request, worker_id: str, epoch: int) -> None:
+    def __init__(self, number: int, request: Request, request_id: str, worker_id: str, epoch: int) -> None:
         self.number = number
         self.request = request
+        self.request_id = request_id
         self.user_id = request.user_id
         self.worker_id = worker_id
         self.epoch = epoch
@@ -96,7 +98,7 @@ class Flight:
 
     def abandon(self) -> None:
         """The caller is gone: interrupt what runs. What still waits must be withdrawn from its lane by the router."""
-        error = Cancelled(f"request {self.request.id} was cancelled by its caller", worker=self.worker_id)
+        error = Cancelled(f"request {self.request_id} was cancelled by its caller", worker=self.worker_id)
         if self.call is not None:
             self.call.abandon(error)
         else:

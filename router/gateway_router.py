@@ -1,7 +1,7 @@
 """`GatewayRouter`: every user's requests go to that user's one worker, in order. The heart of the embedding API.
 
-It joins the pieces and decides little itself: pins are kept in `directory.py`, chosen by `placement.py`; turns are in
-`lanes.py`; a request's own state in `flight.py`; workers in `sandbox/pool.py`. HTTP and credentials are in `gateway/`.
+It joins the pieces and decides nothing itself: where a user lives is in `homes.py`, what runs now in `dispatcher.py`, how
+workers live in `sandbox/pool.py`. HTTP and credentials are in `gateway/`.
 
     async with create_gateway_router(pool_config={"workerCount": 3}) as router:
         reply = await router.route(Request("agent", "user-a", {"message": "hello"}))
@@ -10,9 +10,7 @@ It joins the pieces and decides little itself: pins are kept in `directory.py`, 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
@@ -20,34 +18,26 @@ from typing import Any
 
 from moltbot.core.clock import Clock, SystemClock
 from moltbot.core.errors import (
-    MoltbotError,
     NotFound,
     NotRunning,
-    QueueFull,
     ReplyTooLarge,
-    RequestTimeout,
-    Unavailable,
-    WorkerQuarantined,
     quote,
 )
-from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, Subscription, UserPinned, WorkerChanged
+from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, Subscription, WorkerChanged
 from moltbot.core.frames import Streamed
 from moltbot.core.framing import MAX_FRAME_BYTES
 from moltbot.core.jsonable import from_timestamp
 from moltbot.core.messages import Chunk, Event, Reply, Request, StreamItem, Usage
 from moltbot.core.service import Service
-from moltbot.core.units import format_duration
 from moltbot.core.user_key import check_user_id
-from moltbot.router import placement
 from moltbot.router.database import Database
-from moltbot.router.directory import Directory, Pin
+from moltbot.router.directory import Directory
+from moltbot.router.dispatcher import Dispatcher
 from moltbot.router.flight import Flight
-from moltbot.router.lanes import Lanes
-from moltbot.router.placement import Placement
+from moltbot.router.homes import Homes
 from moltbot.router.ring import Ring
 from moltbot.router.status import ISOLATION, PoolStatus, Receipt, is_healthy, user_directories, worker_status
 from moltbot.sandbox.base_directory import BaseDirectory
-from moltbot.sandbox.channel import Call
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import worker_name
 from moltbot.sandbox.lifecycle import State
@@ -80,24 +70,17 @@ class GatewayRouter(Service):
         self._events: Broadcast[PoolEvent] = Broadcast()
         self._worker_ids = [worker_name(index) for index in range(config.worker_count)]
         self._ring = Ring(self._worker_ids)
-        self._lanes = Lanes(
-            user_concurrency=config.user_concurrency,
-            max_per_user=config.max_queue_per_user,
-            max_per_worker=config.max_queue_per_worker,
-        )
-        self._numbers = itertools.count(1)
-        self._id_prefix = secrets.token_hex(4)
         self._base: BaseDirectory | None = None
         self._database: Database | None = None
         self._directory: Directory | None = None
         self._pool: WorkerPool | None = None
+        self._homes: Homes | None = None
+        self._dispatcher: Dispatcher | None = None
         self._accepting = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._last_used: dict[str, float] = {}
         self._overdue: Counter[str] = Counter()
         self._completed = 0
         self._failed = 0
-        self._seconds: dict[str, float] = {}
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -111,14 +94,27 @@ class GatewayRouter(Service):
         await self._directory.start()
         self._directory.check_workers(self._worker_ids)
         self._pool = WorkerPool(self.config, path, self._clock, self._events)
-        self._tasks.append(asyncio.create_task(self._watch_workers(self._events.subscribe())))
+        self._dispatcher = Dispatcher(self.config, self._pool.workers, self._clock)
+        self._homes = Homes(
+            self._ring,
+            self._directory,
+            self._pool,
+            events=self._events,
+            clock=self._clock,
+            max_waiting=self.config.max_queue_per_user,
+        )
+        self._tasks.append(
+            asyncio.create_task(self._watch_workers(self._dispatcher, self._events.subscribe()))
+        )
         await self._pool.start()
-        self._tasks += [asyncio.create_task(self._unload_idle_users()), asyncio.create_task(self._back_up())]
+        self._tasks.append(asyncio.create_task(self._unload_idle_users(self._dispatcher, self._pool)))
+        self._tasks.append(asyncio.create_task(self._back_up(self._database)))
         self._accepting = True
 
     async def _stop(self) -> None:
         self._accepting = False
-        self._refuse_waiting(None, NotRunning("the gateway is stopping: send the request again later"))
+        if self._dispatcher is not None:
+            self._dispatcher.refuse_waiting(None, _stopping)
         if self._pool is not None:
             await self._pool.stop()
         for task in self._tasks:
@@ -131,7 +127,7 @@ class GatewayRouter(Service):
             await self._database.stop()
         if self._base is not None:
             self._base.release()
-        self._base = self._database = self._directory = self._pool = None
+        self._base = self._database = self._directory = self._pool = self._homes = self._dispatcher = None
         self._events.close()
 
     def announce(self, url: str) -> None:
@@ -173,7 +169,6 @@ class GatewayRouter(Service):
         except BaseException:
             self._give_up(flight)
             raise
-        self._completed += 1
         return self._reply(flight, item.frame, started, chunks)
 
     async def stream(self, request: Request | Mapping[str, Any]) -> AsyncGenerator[StreamItem, None]:
@@ -189,117 +184,40 @@ class GatewayRouter(Service):
         except BaseException:
             self._give_up(flight)
             raise
-        self._completed += 1
         yield self._reply(flight, item.frame, started, [])
-
-    def _give_up(self, flight: Flight) -> None:
-        """The caller got an error, or wants the answer no longer: end what waits or runs."""
-        self._failed += 1
-        if self._lanes.withdraw(flight):
-            flight.settle_queue_timer()
-        flight.abandon()
 
     async def _admit(self, request: Request | Mapping[str, Any]) -> Flight:
         """Find the user's worker and enter their lane; returns when the request has its place there."""
         if not isinstance(request, Request):
             request = Request.from_mapping(request)
-        pool, directory = self._pool, self._directory
-        if pool is None or directory is None or not self._accepting:
+        homes, dispatcher = self._homes, self._dispatcher
+        if homes is None or dispatcher is None or not self._accepting:
             raise NotRunning(
                 "the gateway is not running (not started, or stopping): start it, or send the request later"
             )
-        number = next(self._numbers)
-        if request.id is None:
-            object.__setattr__(request, "id", f"{self._id_prefix}-{number}")
-        pin = directory.get(request.user_id)
-        if pin is None:
-            pin = await self._first_pin(directory, request.user_id)
-        worker = pool.workers[pin.worker_id]
-        if worker.state is State.QUARANTINED:
-            raise self._quarantined(pin.worker_id)
-        flight = Flight(number, request, pin.worker_id, pin.epoch)
-        try:
-            self._lanes.submit(flight, room=worker.has_room)
-        except QueueFull as error:
-            error.retry_after = self._expected_wait(pin.worker_id)
-            raise
-        self._pump(pin.worker_id)
-        if flight.call is None:
-            flight.queue_timer = self._clock.call_later(
-                self.config.queue_timeout / 1000, lambda: self._expire(flight)
-            )
-        return flight
+        pin = homes.known(request.user_id)
+        if pin is not None:
+            return dispatcher.enter(request, pin)
+        async with homes.arrival(request.user_id) as pin:
+            if not self._accepting:
+                raise _stopping()
+            return dispatcher.enter(request, pin)
 
-    async def _first_pin(self, directory: Directory, user_id: str) -> Pin:
-        chosen_here = False  # by this caller: others who came at the same time wait for the same pin
-
-        def choose() -> Placement:
-            nonlocal chosen_here
-            chosen_here = True
-            return self._place(user_id)
-
-        pin = await directory.pin(user_id, choose)
-        if chosen_here:
-            self._events.publish(UserPinned(self._clock.time(), user_id, pin.worker_id, pin.epoch, pin.why))
-        if not self._accepting:
-            raise NotRunning("the gateway is stopping: send the request again later")
-        return pin
-
-    def _place(self, user_id: str) -> Placement:
-        """Choose a first home; a quarantined worker takes nobody new."""
-        if self._directory is None or self._pool is None:
-            raise NotRunning("the gateway is not running: start it first")
-        workers = self._pool.workers
-        walk = [name for name in self._ring.walk(user_id) if workers[name].state is not State.QUARANTINED]
-        return placement.place(walk, self._directory.loads())
-
-    def _pump(self, worker_id: str) -> None:
-        """Start what may start on this worker now."""
-        worker = self._pool.workers.get(worker_id) if self._pool is not None else None
-        while worker is not None and worker.has_room:
-            flight = self._lanes.next(worker_id)
-            if flight is None:
-                return
-            assert isinstance(flight, Flight)
-            try:
-                flight.dispatched(worker.dispatch(flight.request, flight.epoch, partial(self._ended, flight)))
-            except MoltbotError as error:
-                self._lanes.finish(flight)
-                flight.refuse(error)
-
-    def _ended(self, flight: Flight, call: Call) -> None:
-        """The worker is done with a flight's call, or is gone."""
-        self._last_used[flight.user_id] = self._clock.monotonic()
-        if flight.may_run_again():
-            self._lanes.requeue(flight)
-            flight.queue_timer = self._clock.call_later(
-                self.config.queue_timeout / 1000, lambda: self._expire(flight)
-            )
-        else:
-            self._lanes.finish(flight)
-        self._pump(flight.worker_id)
-
-    def _expire(self, flight: Flight) -> None:
-        if self._lanes.withdraw(flight):
-            waited = format_duration(self.config.queue_timeout)
-            flight.refuse(
-                RequestTimeout(
-                    f"the request waited {waited} for {flight.worker_id} and was not started: send it again later",
-                    worker=flight.worker_id,
-                    verdict="not_started",
-                    retryable=True,
-                )
-            )
+    def _give_up(self, flight: Flight) -> None:
+        self._failed += 1
+        if self._dispatcher is not None:
+            self._dispatcher.give_up(flight)
 
     def _reply(self, flight: Flight, frame: Mapping[str, Any], started: float, chunks: list[Any]) -> Reply:
         payload = frame["payload"]
         if chunks:
             payload = "".join(chunks) if all(type(chunk) is str for chunk in chunks) else chunks
         seconds = self._clock.monotonic() - started
-        average = self._seconds.get(flight.worker_id, seconds)
-        self._seconds[flight.worker_id] = average + (seconds - average) / 16
+        self._completed += 1
+        if self._dispatcher is not None:
+            self._dispatcher.took(flight.worker_id, seconds)
         return Reply(
-            request_id=flight.request.id or "",
+            request_id=flight.request_id,
             user_id=flight.user_id,
             worker_id=flight.worker_id,
             epoch=flight.epoch,
@@ -308,42 +226,20 @@ class GatewayRouter(Service):
             duration_ms=seconds * 1000,
         )
 
-    # --- refusals -------------------------------------------------------------------------------------
-
-    def _refuse_waiting(self, worker_id: str | None, error: MoltbotError) -> None:
-        for ticket in self._lanes.all_waiting(worker_id):
-            assert isinstance(ticket, Flight)
-            self._lanes.withdraw(ticket)
-            ticket.refuse(error)
-
-    def _quarantined(self, worker_id: str) -> WorkerQuarantined:
-        assert self._pool is not None
-        slot = self._pool[worker_id].slot
-        wait = max(1.0, (slot.deadline or 0.0) - self._clock.monotonic())
-        return WorkerQuarantined(
-            f"{worker_id}, where this user lives, keeps dying ({slot.reason}: {slot.detail}) and is tried again in {wait:.0f} s",
-            worker=worker_id,
-            reason=str(slot.reason),
-            retry_after=wait,
-        )
-
-    def _expected_wait(self, worker_id: str) -> float:
-        """Seconds until a place in the queue is likely free: the average time of a request, at least one second."""
-        return max(1.0, self._seconds.get(worker_id, 1.0))
-
     # --- what goes on beside requests -----------------------------------------------------------------
 
-    async def _watch_workers(self, events: Subscription[PoolEvent]) -> None:
+    async def _watch_workers(self, dispatcher: Dispatcher, events: Subscription[PoolEvent]) -> None:
         with events:
             async for event in events:
                 if events.take_lost():
-                    for worker_id in self._worker_ids:
-                        self._pump(worker_id)
+                    dispatcher.pump_all()
                 if isinstance(event, WorkerChanged):
                     if event.state == State.READY:
-                        self._pump(event.worker_id)
+                        dispatcher.pump(event.worker_id)
                     elif event.state == State.QUARANTINED:
-                        self._refuse_waiting(event.worker_id, self._quarantined(event.worker_id))
+                        dispatcher.refuse_waiting(
+                            event.worker_id, partial(dispatcher.quarantined, event.worker_id)
+                        )
                 elif isinstance(event, RequestOverdue):
                     self._note_overdue(event.user_id)
 
@@ -352,27 +248,24 @@ class GatewayRouter(Service):
             self._overdue.pop(next(iter(self._overdue)))
         self._overdue[user_id] += 1
 
-    async def _unload_idle_users(self) -> None:
+    async def _unload_idle_users(self, dispatcher: Dispatcher, pool: WorkerPool) -> None:
         idle = self.config.user_idle_timeout / 1000
         while True:
             await self._clock.sleep(min(idle / 4, 30.0))
-            assert self._pool is not None
             now = self._clock.monotonic()
-            for worker in self._pool.workers.values():
+            used = dispatcher.last_used
+            for worker in pool.workers.values():
                 for user_id in worker.loaded_users:
-                    if (
-                        self._lanes.of_user(user_id) == (0, 0)
-                        and now - self._last_used.get(user_id, 0.0) >= idle
-                    ):
+                    if dispatcher.lanes.of_user(user_id) == (0, 0) and now - used.get(user_id, 0.0) >= idle:
                         worker.unload(user_id)
-            self._last_used = {user: at for user, at in self._last_used.items() if now - at < idle}
+            for user_id in [user_id for user_id, at in used.items() if now - at >= idle]:
+                del used[user_id]
 
-    async def _back_up(self) -> None:
+    async def _back_up(self, database: Database) -> None:
         while True:
             await self._clock.sleep(BACKUP_SECONDS)
-            assert self._database is not None
             try:
-                await self._database.backup()
+                await database.backup()
             except Exception as error:
                 log.error("the hourly backup failed, the next one is in an hour: %s", error)
 
@@ -384,26 +277,18 @@ class GatewayRouter(Service):
         None before start, and for a new user while no worker can take one.
         """
         check_user_id(user_id)
-        if self._directory is None or self._pool is None or not self._pool.workers:
-            return None
-        pin = self._directory.get(user_id)
-        if pin is not None:
-            return pin.worker_id
-        try:
-            return self._place(user_id).worker_id
-        except Unavailable:
-            return None
+        return self._homes.preview(user_id) if self._homes is not None else None
 
     def where(self, user_id: str) -> Receipt:
         """Where a user lives, since when and why; raises NotFound for a user who never sent a request."""
         check_user_id(user_id)
-        if self._directory is None or self._pool is None:
+        if self._directory is None or self._pool is None or self._dispatcher is None:
             raise NotRunning("the gateway is not running: start it first")
         pin = self._directory.get(user_id)
         if pin is None:
             raise NotFound(f"user {quote(user_id)} has no worker yet: the first request chooses one")
         worker = self._pool[pin.worker_id]
-        running, waiting = self._lanes.of_user(user_id)
+        running, waiting = self._dispatcher.lanes.of_user(user_id)
         return Receipt(
             user_id=user_id,
             worker_id=pin.worker_id,
@@ -420,13 +305,14 @@ class GatewayRouter(Service):
 
     def get_status(self) -> PoolStatus | None:
         """The pool and every worker as they are now; reads memory only. None before start."""
-        if self._pool is None or self._directory is None:
+        if self._pool is None or self._directory is None or self._dispatcher is None:
             return None
+        lanes = self._dispatcher.lanes
         counts = self._directory.counts()
         workers = [
             worker_status(
                 worker,
-                queued=self._lanes.waiting_on(worker.worker_id),
+                queued=lanes.waiting_on(worker.worker_id),
                 users=counts.get(worker.worker_id, 0),
                 clock=self._clock,
             )
@@ -438,7 +324,7 @@ class GatewayRouter(Service):
             total_workers=len(workers),
             healthy_workers=len(healthy),
             busy_workers=sum(1 for worker in healthy if worker.in_flight),
-            queued_requests=self._lanes.waiting,
+            queued_requests=lanes.waiting,
             running_requests=sum(worker.in_flight for worker in workers),
             completed_requests=self._completed,
             failed_requests=self._failed,
@@ -446,6 +332,10 @@ class GatewayRouter(Service):
             isolation=ISOLATION,
             workers=workers,
         )
+
+
+def _stopping() -> NotRunning:
+    return NotRunning("the gateway is stopping: send the request again later")
 
 
 def _stream_item(item: Streamed) -> Chunk | Event | Usage:

@@ -154,7 +154,7 @@ class Supervisor:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def dispatch(self, request: Request, epoch: int, on_end: Callable[[Call], None]) -> Call:
+    def dispatch(self, request: Request, request_id: str, epoch: int, on_end: Callable[[Call], None]) -> Call:
         """Write a request to the worker, its user first if need be; only while `has_room`. Raises InvalidRequest."""
         life = self.life
         if life is None or life.channel is None or self.slot.state is not State.READY:
@@ -174,17 +174,17 @@ class Supervisor:
             request.payload,
             epoch=epoch,
             deadline_ms=timeout,
-            meta={"request_id": request.id, **request.meta},
+            meta={**request.meta, "request_id": request_id},
             on_end=ended,
         )
-        call.timer = self._clock.call_later(timeout / 1000, lambda: self._expire(call, request, timeout))
+        call.timer = self._clock.call_later(timeout / 1000, lambda: self._expire(call, request_id, timeout))
         self.counters.requests += 1
         life.served += 1
         if life.served >= self._config.max_requests:
             self._recycle(f"{life.served} requests served")
         return call
 
-    def _expire(self, call: Call, request: Request, timeout: float) -> None:
+    def _expire(self, call: Call, request_id: str, timeout: float) -> None:
         call.abandon(
             RequestTimeout(
                 f"the request ran longer than {format_duration(timeout)} on {self.worker_id} and was cancelled",
@@ -192,16 +192,14 @@ class Supervisor:
                 verdict="maybe_ran",
             )
         )
-        call.timer = self._clock.call_later(CANCEL_GRACE, lambda: self._overdue(call, request))
+        call.timer = self._clock.call_later(CANCEL_GRACE, lambda: self._overdue(call, request_id))
 
-    def _overdue(self, call: Call, request: Request) -> None:
+    def _overdue(self, call: Call, request_id: str) -> None:
         """The handler ignores its cancellation: only the end of the process ends it."""
         if call.ended:
             return
-        self._events.publish(
-            RequestOverdue(self._clock.time(), request.user_id, self.worker_id, request.id or str(call.id))
-        )
-        self.handle(lifecycle.Drain(ExitReason.OVERDUE, f"request {request.id} ignored its cancellation"))
+        self._events.publish(RequestOverdue(self._clock.time(), call.user_id, self.worker_id, request_id))
+        self.handle(lifecycle.Drain(ExitReason.OVERDUE, f"request {request_id} ignored its cancellation"))
 
     def unload(self, user_id: str) -> None:
         """Tell the worker to drop a user from memory; only when none of their requests is in flight."""

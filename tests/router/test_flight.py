@@ -54,7 +54,7 @@ async def runway() -> Iterator[Runway]:  # type: ignore[misc]  # an async fixtur
 
 
 def flight(*, idempotent: bool = False) -> Flight:
-    return Flight(1, Request("agent", "a", "hello", id="r1", idempotent=idempotent), "worker-0", 1)
+    return Flight(1, Request("agent", "a", "hello", idempotent=idempotent), "r1", "worker-0", 1)
 
 
 async def following(flight: Flight) -> Streamed | Final:

@@ -8,8 +8,8 @@ import signal
 from collections import defaultdict
 from pathlib import Path
 
-from moltbot import Request, WorkerDied
-from tests.fakes import change_to
+from moltbot import GatewayRouter, NotFound, Request, WorkerDied
+from tests.fakes import change_to, eventually
 from tests.support import log_lines, logged, router_in, stage
 
 
@@ -68,6 +68,7 @@ async def test_user_concurrency_lets_that_many_of_one_user_run_at_once(tmp_path:
 async def test_a_user_with_many_requests_delays_another_by_one_at_most(tmp_path: Path) -> None:
     at = stage(tmp_path / "stage")
     async with router_in(tmp_path / "base", max_concurrent=1) as router:
+        await router.route(Request("echo", "modest"))  # from now on nothing comes before their lane
         first = asyncio.create_task(router.route(send("hold", "greedy", at, 0)))
         await logged(at, "begin greedy 0")
         many = [asyncio.create_task(router.route(send("step", "greedy", at, n))) for n in range(1, 20)]
@@ -106,22 +107,34 @@ async def test_requests_that_were_not_started_keep_their_order_over_a_crash(tmp_
 
 async def test_requests_written_to_a_stopped_worker_are_settled_or_run_again_in_order(tmp_path: Path) -> None:
     """What the worker's socket took is maybe_ran; what it did not take is not_started, and runs by itself."""
-    at, big = stage(tmp_path / "stage"), "x" * 300_000
+    at, big, users = stage(tmp_path / "stage"), "x" * 300_000, [f"user-{n}" for n in range(10)]
     async with router_in(tmp_path / "base", restart_delay=0) as router:
         pid = (await router.route(Request("whoami", "ada"))).payload["pid"]
         with router.events() as events:
             os.kill(pid, signal.SIGSTOP)
-            sent = [
-                asyncio.create_task(router.route(send("step", f"user-{n}", at, 0, big=big)))
-                for n in range(10)
-            ]
-            while (status := router.get_status()) is not None and status.workers[0].in_flight < 10:
-                await asyncio.sleep(0)
+            first, second = (
+                [asyncio.create_task(router.route(send("step", user, at, n, big=big))) for user in users]
+                for n in range(2)
+            )
+            await eventually(
+                lambda: sum(router.where(user).waiting for user in users if knows(router, user)) == 10
+            )
             os.kill(pid, signal.SIGKILL)
             await change_to(events, "ready")
-        results = await asyncio.gather(*sent, return_exceptions=True)
+        results = await asyncio.gather(*first, return_exceptions=True)
+        assert [reply.payload for reply in await asyncio.gather(*second)] == [1] * 10
     died = [result for result in results if isinstance(result, WorkerDied)]
     assert {error.verdict for error in died} == {"maybe_ran"}
     assert 0 < len(died) < 10
     assert not [result for result in results[len(died) :] if isinstance(result, BaseException)]
-    assert set(by_user(log_lines(at))) == {f"user-{n}" for n in range(len(died), 10)}
+    for index, user in enumerate(users):
+        both = one_after_the_other(2)
+        assert by_user(log_lines(at))[user] == (both[2:] if index < len(died) else both)
+
+
+def knows(router: GatewayRouter, user: str) -> bool:
+    try:
+        router.where(user)
+    except NotFound:
+        return False
+    return True

@@ -77,8 +77,8 @@ class Running:
 
     def send(self, payload: Any, index: int = 0, user: str = "a") -> Call:
         """Dispatch a request as the router does."""
-        request = Request("agent", user, payload, id="r1")
-        return self[index].dispatch(request, 1, lambda _: None)
+        request = Request("agent", user, payload)
+        return self[index].dispatch(request, "r1", 1, lambda _: None)
 
     async def ask(self, payload: Any, index: int = 0) -> Any:
         return await answer(self.send(payload, index))

@@ -196,7 +196,7 @@ async def test_a_stop_also_ends_what_the_handler_left_running(tmp_path: Path) ->
         "    return subprocess.Popen(['sleep', '1000'], start_new_session=True).pid\n"
     )
     async with running_pool(tmp_path, source) as running:
-        call = running[0].dispatch(Request("spawn", "a", None, id="r1"), 1, lambda _: None)
+        call = running[0].dispatch(Request("spawn", "a", None), "r1", 1, lambda _: None)
         left_behind = watch(await answer(call))
     assert await all_gone(left_behind, 0) == [], "it is gone before the stop returns"
 

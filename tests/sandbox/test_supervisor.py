@@ -97,7 +97,7 @@ async def test_a_worker_over_its_memory_is_killed(tmp_path: Path) -> None:
         + '\n@handler("hold")\nasync def hold(ctx, size):\n    block = b"x" * size\n    await asyncio.sleep(1000)\n'
     )
     async with running_pool(tmp_path, source, maxMemory="64MB") as running:
-        call = running[0].dispatch(Request("hold", "a", 200 << 20, id="r1"), 1, lambda _: None)
+        call = running[0].dispatch(Request("hold", "a", 200 << 20), "r1", 1, lambda _: None)
         error = await failure(call)
         assert error.reason == "over_memory"
         detail = await back_after(running, "over_memory")
@@ -189,8 +189,8 @@ async def test_a_handler_that_obeys_its_cancellation_costs_nothing(tmp_path: Pat
 async def test_a_request_may_be_shorter_but_not_longer_than_the_limit(tmp_path: Path) -> None:
     async with running_pool(tmp_path, requestTimeout="100ms") as running:
         for timeout, shown in ((50, "50ms"), (1_000_000, "100ms")):
-            request = Request("agent", "a", "wait", id="r1", timeout=timeout)
-            call = running[0].dispatch(request, 1, lambda _: None)
+            request = Request("agent", "a", "wait", timeout=timeout)
+            call = running[0].dispatch(request, "r1", 1, lambda _: None)
             assert f"longer than {shown}" in str(await failure(call))
 
 
@@ -218,7 +218,7 @@ async def test_a_user_arrives_once_and_again_under_a_new_epoch(tmp_path: Path) -
         worker.unload("a")
         assert not worker.is_loaded("a")
         await eventually(lambda: "leave a" in running.log())
-        call = worker.dispatch(Request("agent", "a", 3, id="r1"), 2, lambda _: None)
+        call = worker.dispatch(Request("agent", "a", 3), "r1", 2, lambda _: None)
         assert (await call.next()).frame["payload"] == 3
         await eventually(lambda: "arrive a 2" in running.log())
         assert running.log().count("arrive a 1") == 1

@@ -1,0 +1,145 @@
+"""What runs now: requests enter their user's lane, and leave it when their worker has room.
+
+Order and bounds are `lanes.py`'s, the request's own state is `flight.py`'s; here they meet the workers. Which worker a user
+lives on is `homes.py`'s business; what callers see, `gateway_router.py`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from moltbot.core.clock import Clock
+from moltbot.core.errors import MoltbotError, QueueFull, RequestTimeout, WorkerQuarantined
+from moltbot.core.messages import Request
+from moltbot.core.units import format_duration
+from moltbot.router.directory import Pin
+from moltbot.router.flight import Flight
+from moltbot.router.lanes import Lanes
+from moltbot.sandbox.channel import Call
+from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.lifecycle import State
+from moltbot.sandbox.supervisor import Supervisor
+
+_AVERAGED_OVER = 16
+
+
+class Dispatcher:
+    """The lanes of one running router, and the workers that empty them."""
+
+    def __init__(self, config: PoolConfig, workers: Mapping[str, Supervisor], clock: Clock) -> None:
+        self.lanes = Lanes(
+            user_concurrency=config.user_concurrency,
+            max_per_user=config.max_queue_per_user,
+            max_per_worker=config.max_queue_per_worker,
+        )
+        self.last_used: dict[str, float] = {}
+        """When each user's last request ended, on the monotonic clock; for those who used their worker lately."""
+        self._workers = workers
+        self._clock = clock
+        self._queue_timeout = config.queue_timeout
+        self._numbers = itertools.count(1)
+        self._id_prefix = secrets.token_hex(4)
+        self._seconds: dict[str, float] = {}
+
+    def enter(self, request: Request, pin: Pin) -> Flight:
+        """Give a request its place in the lane, and start it if it can start now.
+
+        Raises UserQueueFull or QueueFull at the bounds, and WorkerQuarantined.
+        """
+        worker_id = pin.worker_id
+        worker = self._workers[worker_id]
+        if worker.state is State.QUARANTINED:
+            raise self.quarantined(worker_id)
+        number = next(self._numbers)
+        flight = Flight(number, request, request.id or f"{self._id_prefix}-{number}", worker_id, pin.epoch)
+        try:
+            self.lanes.submit(flight, room=worker.has_room)
+        except QueueFull as error:
+            error.retry_after = max(
+                1.0, self._seconds.get(worker_id, 1.0)
+            )  # about when one request less is waiting
+            raise
+        self.pump(worker_id)
+        if flight.call is None:
+            self._arm(flight)
+        return flight
+
+    def pump(self, worker_id: str) -> None:
+        """Start what may start on this worker now."""
+        worker = self._workers.get(worker_id)
+        while worker is not None and worker.has_room:
+            flight = self.lanes.next(worker_id)
+            if flight is None:
+                return
+            assert isinstance(flight, Flight)
+            try:
+                call = worker.dispatch(
+                    flight.request, flight.request_id, flight.epoch, partial(self._ended, flight)
+                )
+            except MoltbotError as error:
+                self.lanes.finish(flight)
+                flight.refuse(error)
+            else:
+                flight.dispatched(call)
+
+    def pump_all(self) -> None:
+        """Start what may start anywhere."""
+        for worker_id in self._workers:
+            self.pump(worker_id)
+
+    def _ended(self, flight: Flight, call: Call) -> None:
+        """The worker is done with a flight's call, or is gone."""
+        self.last_used[flight.user_id] = self._clock.monotonic()
+        if flight.may_run_again():
+            self.lanes.requeue(flight)
+            self._arm(flight)
+        else:
+            self.lanes.finish(flight)
+        self.pump(flight.worker_id)
+
+    def _arm(self, flight: Flight) -> None:
+        flight.queue_timer = self._clock.call_later(self._queue_timeout / 1000, partial(self._expire, flight))
+
+    def _expire(self, flight: Flight) -> None:
+        if self.lanes.withdraw(flight):
+            waited = format_duration(self._queue_timeout)
+            flight.refuse(
+                RequestTimeout(
+                    f"the request waited {waited} for {flight.worker_id} and was not started: send it again later",
+                    worker=flight.worker_id,
+                    verdict="not_started",
+                    retryable=True,
+                )
+            )
+
+    def give_up(self, flight: Flight) -> None:
+        """The caller got an error, or wants the answer no longer: end what waits or runs."""
+        if self.lanes.withdraw(flight):
+            flight.settle_queue_timer()
+        flight.abandon()
+
+    def took(self, worker_id: str, seconds: float) -> None:
+        """A request was answered after `seconds`."""
+        average = self._seconds.get(worker_id, seconds)
+        self._seconds[worker_id] = average + (seconds - average) / _AVERAGED_OVER
+
+    def refuse_waiting(self, worker_id: str | None, why: Callable[[], MoltbotError]) -> None:
+        """Nothing that waits for this worker (None: for any) will start; each gets an error of its own."""
+        for ticket in self.lanes.all_waiting(worker_id):
+            assert isinstance(ticket, Flight)
+            self.lanes.withdraw(ticket)
+            ticket.refuse(why())
+
+    def quarantined(self, worker_id: str) -> WorkerQuarantined:
+        """The refusal of a quarantined worker's users, with the time of its next start."""
+        slot = self._workers[worker_id].slot
+        wait = max(1.0, (slot.deadline or 0.0) - self._clock.monotonic())
+        return WorkerQuarantined(
+            f"{worker_id}, where this user lives, keeps dying ({slot.reason}: {slot.detail}) and is tried again in {wait:.0f} s",
+            worker=worker_id,
+            reason=str(slot.reason),
+            retry_after=wait,
+        )
