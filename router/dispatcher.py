@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from moltbot.core.clock import Clock
-from moltbot.core.errors import MoltbotError, QueueFull, RequestTimeout, WorkerQuarantined
+from moltbot.core.deadlines import Deadlines
+from moltbot.core.errors import MoltbotError, NotRunning, QueueFull, RequestTimeout, WorkerQuarantined
 from moltbot.core.messages import Request
 from moltbot.core.units import format_duration
 from moltbot.router.directory import Pin
@@ -43,6 +44,7 @@ class Dispatcher:
         self._numbers = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
         self._seconds: dict[str, float] = {}
+        self._deadlines: Deadlines[Flight] = Deadlines(clock, self._expire)
 
     def enter(self, request: Request, pin: Pin) -> Flight:
         """Give a request its place in the lane, and start it if it can start now.
@@ -64,7 +66,7 @@ class Dispatcher:
             raise
         self.pump(worker_id)
         if flight.call is None:
-            self._arm(flight)
+            self._deadlines.set(flight, self._queue_timeout / 1000)
         return flight
 
     def pump(self, worker_id: str) -> None:
@@ -84,6 +86,7 @@ class Dispatcher:
                 flight.refuse(error)
             else:
                 flight.dispatched(call)
+            self._deadlines.drop(flight)
 
     def pump_all(self) -> None:
         """Start what may start anywhere."""
@@ -95,13 +98,10 @@ class Dispatcher:
         self.last_used[flight.user_id] = self._clock.monotonic()
         if flight.may_run_again():
             self.lanes.requeue(flight)
-            self._arm(flight)
+            self._deadlines.set(flight, self._queue_timeout / 1000)
         else:
             self.lanes.finish(flight)
         self.pump(flight.worker_id)
-
-    def _arm(self, flight: Flight) -> None:
-        flight.queue_timer = self._clock.call_later(self._queue_timeout / 1000, partial(self._expire, flight))
 
     def _expire(self, flight: Flight) -> None:
         if self.lanes.withdraw(flight):
@@ -117,8 +117,8 @@ class Dispatcher:
 
     def give_up(self, flight: Flight) -> None:
         """The caller got an error, or wants the answer no longer: end what waits or runs."""
-        if self.lanes.withdraw(flight):
-            flight.settle_queue_timer()
+        self.lanes.withdraw(flight)
+        self._deadlines.drop(flight)
         flight.abandon()
 
     def took(self, worker_id: str, seconds: float) -> None:
@@ -131,7 +131,13 @@ class Dispatcher:
         for ticket in self.lanes.all_waiting(worker_id):
             assert isinstance(ticket, Flight)
             self.lanes.withdraw(ticket)
+            self._deadlines.drop(ticket)
             ticket.refuse(why())
+
+    def close(self) -> None:
+        """Refuse what waits, for ever: the router stops."""
+        self.refuse_waiting(None, stopping)
+        self._deadlines.close()
 
     def quarantined(self, worker_id: str) -> WorkerQuarantined:
         """The refusal of a quarantined worker's users, with the time of its next start."""
@@ -143,3 +149,8 @@ class Dispatcher:
             reason=str(slot.reason),
             retry_after=wait,
         )
+
+
+def stopping() -> NotRunning:
+    """The refusal of a request that comes, or still waits, when the router stops."""
+    return NotRunning("the gateway is stopping: send the request again later")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 
-from moltbot.core.clock import Timer
 from moltbot.core.errors import Cancelled, MoltbotError, WorkerDied
 from moltbot.core.frames import Final, Streamed
 from moltbot.core.messages import Request
@@ -28,7 +27,6 @@ class Flight:
         "call",
         "epoch",
         "number",
-        "queue_timer",
         "request",
         "request_id",
         "user_id",
@@ -43,7 +41,6 @@ class Flight:
         self.worker_id = worker_id
         self.epoch = epoch
         self.call: Call | None = None
-        self.queue_timer: Timer | None = None
         self._turn: asyncio.Future[None] | None = None
         self._failure: MoltbotError | None = None
         self._streamed = False
@@ -72,7 +69,6 @@ class Flight:
     def dispatched(self, call: Call) -> None:
         """Its turn came: `call` runs on the worker."""
         self.call = call
-        self.settle_queue_timer()
         if self._turn is not None:
             call.wake_too(self._turn)  # its caller sleeps on until there is an answer
 
@@ -104,13 +100,6 @@ class Flight:
         else:
             self.refuse(error)
 
-    def settle_queue_timer(self) -> None:
-        """It waits no longer."""
-        if self.queue_timer is not None:
-            self.queue_timer.cancel()
-            self.queue_timer = None
-
     def _wake(self) -> None:
-        self.settle_queue_timer()
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(None)

@@ -32,7 +32,7 @@ from moltbot.core.service import Service
 from moltbot.core.user_key import check_user_id
 from moltbot.router.database import Database
 from moltbot.router.directory import Directory
-from moltbot.router.dispatcher import Dispatcher
+from moltbot.router.dispatcher import Dispatcher, stopping
 from moltbot.router.flight import Flight
 from moltbot.router.homes import Homes
 from moltbot.router.ring import Ring
@@ -114,7 +114,7 @@ class GatewayRouter(Service):
     async def _stop(self) -> None:
         self._accepting = False
         if self._dispatcher is not None:
-            self._dispatcher.refuse_waiting(None, _stopping)
+            self._dispatcher.close()
         if self._pool is not None:
             await self._pool.stop()
         for task in self._tasks:
@@ -200,7 +200,7 @@ class GatewayRouter(Service):
             return dispatcher.enter(request, pin)
         async with homes.arrival(request.user_id) as pin:
             if not self._accepting:
-                raise _stopping()
+                raise stopping()
             return dispatcher.enter(request, pin)
 
     def _give_up(self, flight: Flight) -> None:
@@ -332,10 +332,6 @@ class GatewayRouter(Service):
             isolation=ISOLATION,
             workers=workers,
         )
-
-
-def _stopping() -> NotRunning:
-    return NotRunning("the gateway is stopping: send the request again later")
 
 
 def _stream_item(item: Streamed) -> Chunk | Event | Usage:

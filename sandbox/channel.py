@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moltbot.core.clock import Timer
 from moltbot.core.errors import InvalidRequest, MoltbotError, ProtocolError, WorkerDied, error_of_handler
 from moltbot.core.frames import CallerEvent, Final, Notice, Streamed
 from moltbot.core.framing import Frame
@@ -30,9 +29,11 @@ class Call:
         "_items",
         "_waiter",
         "ended",
+        "expired",
         "id",
         "on_end",
-        "timer",
+        "request_id",
+        "timeout",
         "user_id",
     )
 
@@ -46,7 +47,10 @@ class Call:
         self.user_id = user_id
         self.on_end = on_end
         self.ended = False
-        self.timer: Timer | None = None
+        # The supervisor's notes, for its deadline: the caller's name of the request, the milliseconds it had, whether they are over.
+        self.request_id = str(id)
+        self.timeout = 0.0
+        self.expired = False
 
     async def next(self) -> Streamed | Final:
         """Return what comes next, last the Final of kind reply; raises a MoltbotError instead if the call failed."""
@@ -92,8 +96,6 @@ class Call:
 
     def _end(self, final: Final | None, failure: MoltbotError | None) -> None:
         self.ended = True
-        if self.timer is not None:
-            self.timer.cancel()
         if self._failure is None:
             self._final, self._failure = final, failure
             self._wake()

@@ -12,9 +12,11 @@ import logging
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from moltbot.core.clock import Clock, Timer
+from moltbot.core.deadlines import Deadlines
 from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, Unavailable
 from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, UserUnloaded, WorkerChanged
 from moltbot.core.frames import PROTOCOL_VERSION
@@ -86,6 +88,7 @@ class Supervisor:
         self._recycling = recycling
         self._next_id = 1
         self._timer: Timer | None = None
+        self._deadlines: Deadlines[Call] = Deadlines(clock, self._due)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._recycle_task: asyncio.Task[None] | None = None
@@ -135,7 +138,10 @@ class Supervisor:
     @property
     def has_room(self) -> bool:
         """True if a request may be dispatched now."""
-        return self.slot.state is State.READY and self.in_flight < self._config.max_concurrent
+        life = self.life  # asked several times a request: no detour
+        if self.slot.state is not State.READY or life is None or life.channel is None:
+            return False
+        return life.channel.in_flight < self._config.max_concurrent
 
     @property
     def loaded_users(self) -> list[str]:
@@ -163,11 +169,6 @@ class Supervisor:
         limit = self._config.request_timeout
         timeout = limit if request.timeout is None else min(request.timeout, limit)
 
-        def ended(call: Call) -> None:
-            if call.failure is not None and not isinstance(call.failure, Cancelled):
-                self.counters.errors += 1
-            on_end(call)
-
         call = life.channel.call(
             request.type,
             request.user_id,
@@ -175,31 +176,41 @@ class Supervisor:
             epoch=epoch,
             deadline_ms=timeout,
             meta={**request.meta, "request_id": request_id},
-            on_end=ended,
+            on_end=partial(self._ended, on_end),
         )
-        call.timer = self._clock.call_later(timeout / 1000, lambda: self._expire(call, request_id, timeout))
+        call.request_id, call.timeout = request_id, timeout
+        self._deadlines.set(call, timeout / 1000)
         self.counters.requests += 1
         life.served += 1
         if life.served >= self._config.max_requests:
             self._recycle(f"{life.served} requests served")
         return call
 
-    def _expire(self, call: Call, request_id: str, timeout: float) -> None:
-        call.abandon(
-            RequestTimeout(
-                f"the request ran longer than {format_duration(timeout)} on {self.worker_id} and was cancelled",
-                worker=self.worker_id,
-                verdict="maybe_ran",
-            )
-        )
-        call.timer = self._clock.call_later(CANCEL_GRACE, lambda: self._overdue(call, request_id))
+    def _ended(self, on_end: Callable[[Call], None], call: Call) -> None:
+        self._deadlines.drop(call)
+        if call.failure is not None and not isinstance(call.failure, Cancelled):
+            self.counters.errors += 1
+        on_end(call)
 
-    def _overdue(self, call: Call, request_id: str) -> None:
-        """The handler ignores its cancellation: only the end of the process ends it."""
-        if call.ended:
+    def _due(self, call: Call) -> None:
+        """A call's time is over: first it is cancelled, and if it ignores that, only the end of the process ends it."""
+        if not call.expired:
+            call.expired = True
+            call.abandon(
+                RequestTimeout(
+                    f"the request ran longer than {format_duration(call.timeout)} on {self.worker_id} and was cancelled",
+                    worker=self.worker_id,
+                    verdict="maybe_ran",
+                )
+            )
+            self._deadlines.set(call, CANCEL_GRACE)
             return
-        self._events.publish(RequestOverdue(self._clock.time(), call.user_id, self.worker_id, request_id))
-        self.handle(lifecycle.Drain(ExitReason.OVERDUE, f"request {request_id} ignored its cancellation"))
+        self._events.publish(
+            RequestOverdue(self._clock.time(), call.user_id, self.worker_id, call.request_id)
+        )
+        self.handle(
+            lifecycle.Drain(ExitReason.OVERDUE, f"request {call.request_id} ignored its cancellation")
+        )
 
     def unload(self, user_id: str) -> None:
         """Tell the worker to drop a user from memory; only when none of their requests is in flight."""
@@ -384,6 +395,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """End what is left of the supervisor's own tasks, after STOPPED."""
+        self._deadlines.close()
         if self._timer is not None:
             self._timer.cancel()
         for task in list(self._tasks):

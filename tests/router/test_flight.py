@@ -13,7 +13,7 @@ from moltbot.core.framing import encode
 from moltbot.core.messages import Request
 from moltbot.router.flight import MAX_RERUNS, Flight
 from moltbot.sandbox.channel import Call
-from tests.fakes import PATIENCE, FakeClock, Line
+from tests.fakes import PATIENCE, Line
 
 
 class Runway:
@@ -229,15 +229,3 @@ async def test_giving_up_after_the_end_is_harmless(runway: Runway) -> None:
 
 
 # --- its time in the queue ------------------------------------------------------------------------------------
-
-
-async def test_the_queue_timer_ends_when_the_waiting_does(runway: Runway) -> None:
-    clock = FakeClock()
-    fired: list[str] = []
-    for end in (lambda mine: runway.dispatch(mine), lambda mine: mine.refuse(QueueFull("full"))):
-        mine = flight()
-        mine.queue_timer = clock.call_later(5, lambda: fired.append("expired"))
-        end(mine)
-        assert mine.queue_timer is None
-    clock.advance(10)
-    assert (fired, clock.pending) == ([], 0)
