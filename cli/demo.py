@@ -190,10 +190,13 @@ class Story:
             "otherRequests": sum(sent),
         }
         untouched = all(after[name]["pid"] == before[name]["pid"] for name in after if name != victim)
-        self._check(
-            untouched and all(count > 0 for count in sent),
-            f"the others answered {sum(sent)} requests meanwhile, none failed, their processes are the same",
-        )
+        if others:
+            self._check(
+                untouched and all(count > 0 for count in sent),
+                f"the others answered {sum(sent)} requests meanwhile, none failed, their processes are the same",
+            )
+        else:
+            self._say("  (every user lives on this worker: nobody else was there to notice)")
         new_pid, old_pid = after[victim]["pid"], before[victim]["pid"]
         self._check(
             new_pid not in (None, old_pid),

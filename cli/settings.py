@@ -22,7 +22,15 @@ from pydantic_settings import (
 )
 
 from moltbot.core.errors import SettingsError
-from moltbot.sandbox.config import Bytes, Names, PoolConfig, normalise_names, settings_error, unknown_setting
+from moltbot.sandbox.config import (
+    Bytes,
+    Count,
+    Names,
+    PoolConfig,
+    normalise_names,
+    settings_error,
+    unknown_setting,
+)
 
 DEFAULT_PORT = 18789
 FILE = "moltbot.toml"
@@ -36,7 +44,7 @@ class Settings(PoolConfig, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, enable_decoding=False)
 
     host: str = Field("127.0.0.1", description="Address to listen on")
-    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    port: Count = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
     allowed_hosts: Names = Field(
         (), description="Names this gateway answers to, besides loopback names and the bound address"
     )

@@ -106,7 +106,7 @@ class GatewayClient:
             ) from None
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unavailable(
-                f"no gateway answers at {self.url} ({str(error) or 'timeout'}): is `moltbot gateway` running?"
+                f"no gateway answers at {self.url} ({_why(error)}): is `moltbot gateway` running?"
             ) from None
 
 
@@ -151,3 +151,10 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
         *lines, rest = (rest + piece).split(b"\r\n")
         for line in lines:
             yield line.decode()
+
+
+def _why(error: Exception) -> str:
+    """What keeps us from the gateway, without the library's own words around it."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return (error.os_error.strerror or str(error.os_error)).lower()
+    return str(error) or "no answer in time"

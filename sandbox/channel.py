@@ -155,6 +155,10 @@ class Channel:
             id = self._session.request(
                 kind, user_id, payload, epoch=epoch, deadline_ms=deadline_ms, meta=meta
             )
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                "the payload has a text that is not valid UTF-8 (half of a surrogate pair)"
+            ) from None
         except (TypeError, ValueError, OverflowError, ProtocolError) as error:
             raise InvalidRequest(f"the payload cannot be sent to a worker: {error}") from None
         call = self._calls[id] = Call(self, id, user_id, on_end)

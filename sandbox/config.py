@@ -42,6 +42,20 @@ def _is_local_file(index: int, word: object) -> bool:
     return isinstance(word, str) and (index > 0 or "/" in word) and os.path.isfile(word)
 
 
+def _count(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected")
+    return value
+
+
+def _directory(value: object) -> object:
+    if value == "":
+        raise ValueError("it is empty: name a directory")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+Directory = Annotated[Path, BeforeValidator(_directory)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration)]
@@ -53,8 +67,10 @@ class PoolConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    worker_count: int = Field(4, ge=1, le=MAX_WORKERS, description="Number of workers")
-    sandbox_base_dir: Path = Field(Path("/tmp/moltbot-workers"), description="Base directory for sandboxes")
+    worker_count: Count = Field(4, ge=1, le=MAX_WORKERS, description="Number of workers")
+    sandbox_base_dir: Directory = Field(
+        Path("/tmp/moltbot-workers"), description="Base directory for sandboxes"
+    )
     handler: str | None = Field(
         None,
         min_length=1,
@@ -64,7 +80,7 @@ class PoolConfig(BaseModel):
         None, min_length=1, description="Program that speaks the frames on descriptor 3, instead of Python"
     )
     environment: Names = Field((), description="Names of environment variables that workers get")
-    max_concurrent: int = Field(10, ge=1, le=1000, description="Max concurrent requests per worker")
+    max_concurrent: Count = Field(10, ge=1, le=1000, description="Max concurrent requests per worker")
     request_timeout: Milliseconds = Field(120_000, ge=1, description="Request timeout, from dispatch (ms)")
     heartbeat_interval: Milliseconds = Field(5_000, ge=50, description="Health check interval (ms)")
     max_memory: Bytes = Field(
@@ -77,19 +93,19 @@ class PoolConfig(BaseModel):
         ge=8 << 20,
         description="Memory at which a worker is drained and restarted; 80% of max_memory if unset",
     )
-    max_requests: int = Field(10_000, ge=1, description="Request limit before restart")
+    max_requests: Count = Field(10_000, ge=1, description="Request limit before restart")
     restart_delay: Milliseconds = Field(
         1_000,
         ge=0,
         description="Delay before restart, doubled each time (ms); unless set, the first restart is at once",
     )
-    max_restart_attempts: int = Field(5, ge=0, description="Max restarts in window")
+    max_restart_attempts: Count = Field(5, ge=0, description="Max restarts in window")
     restart_window: Milliseconds = Field(60_000, ge=1, description="Restart tracking window (ms)")
-    user_concurrency: int = Field(
+    user_concurrency: Count = Field(
         1, ge=1, description="Requests of one user that may run at once; 1 keeps them in order"
     )
-    max_queue_per_user: int = Field(32, ge=0, description="Requests of one user that may wait")
-    max_queue_per_worker: int = Field(1_000, ge=0, description="Requests of one worker that may wait")
+    max_queue_per_user: Count = Field(32, ge=0, description="Requests of one user that may wait")
+    max_queue_per_worker: Count = Field(1_000, ge=0, description="Requests of one worker that may wait")
     queue_timeout: Milliseconds = Field(
         120_000, ge=1, description="How long a request may wait for dispatch (ms)"
     )
@@ -107,7 +123,7 @@ class PoolConfig(BaseModel):
         ge=1,
         description="After this time without a request a user leaves the worker's memory (ms)",
     )
-    max_open_files: int = Field(1_024, ge=64, description="Open files per process of a worker")
+    max_open_files: Count = Field(1_024, ge=64, description="Open files per process of a worker")
     durable_state: bool = Field(False, description="Flush state and session files to disk before each reply")
 
     @model_validator(mode="before")

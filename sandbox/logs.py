@@ -178,25 +178,33 @@ class LogPump:
             lines.append(rest)
             rest = b""
         source.rest = rest
-        for line in lines:
-            for start in range(0, len(line) or 1, MAX_LINE_BYTES):
-                piece = line[start : start + MAX_LINE_BYTES]
-                self._write(source, piece.decode("utf-8", "backslashreplace"))
+        pieces = [
+            line[start : start + MAX_LINE_BYTES].decode("utf-8", "backslashreplace")
+            for line in lines
+            for start in range(0, len(line) or 1, MAX_LINE_BYTES)
+        ]
+        self._write(source, pieces)
 
     def _say_dropped(self, source: _Source) -> None:
         if source.dropped:
             dropped, source.dropped = source.dropped, 0
-            self._write(
-                source, f"... {dropped} bytes were dropped here: more than {BUDGET_BYTES_PER_SECOND} a second"
-            )
+            text = f"... {dropped} bytes were dropped here: more than {BUDGET_BYTES_PER_SECOND} a second"
+            self._write(source, [text])
 
-    def _write(self, source: _Source, line: str) -> None:
+    def _write(self, source: _Source, lines: list[str]) -> None:
+        """Write what one read gave at once: a record a line would cost more than all the rest."""
+        if not lines:
+            return
         stamp = datetime.fromtimestamp(self._clock.time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        printable = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line.rstrip())
-        text = f"{stamp} {source.prefix}{printable}"
+        prefix = f"{stamp} {source.prefix}"
+        text = "\n".join([prefix + _CONTROL.sub(_escaped, line.rstrip()) for line in lines])
         source.output.handle(
             logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "levelname": "INFO"})
         )
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\x{ord(match[0]):02x}"
 
 
 def pool_log_handler(directory: Path) -> NoFollowHandler:

@@ -391,7 +391,7 @@ class Supervisor:
             return
         reason = str(slot.reason or ExitReason.CRASHED)
         self.last_exit = LastExit(life.number, reason, slot.detail, self._clock.time())
-        self._next_id = life.end(reason, slot.detail or "no detail") or self._next_id
+        self._next_id = life.end(reason, slot.detail or "its connection ended") or self._next_id
 
     async def close(self) -> None:
         """End what is left of the supervisor's own tasks, after STOPPED."""

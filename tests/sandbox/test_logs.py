@@ -138,15 +138,15 @@ def test_stop_may_be_repeated_and_leaves_no_thread_and_no_descriptor(tmp_path: P
 def test_rotation_keeps_a_bounded_number_of_bounded_files(
     pump: LogPump, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs_module, "MAX_LOG_BYTES", 10_000)
+    monkeypatch.setattr(logs_module, "MAX_LOG_BYTES", 300_000)
     path = log_of(tmp_path)
-    printed(pump, path, b"".join(b"line %d\n" % number for number in range(5_000)))
+    printed(pump, path, b"".join(b"line %d\n" % number for number in range(40_000)))
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "worker.log",
         *(f"worker.log.{number}" for number in range(1, LOG_BACKUPS + 1)),
     ]
-    assert total(path) <= 10_000 * (LOG_BACKUPS + 1)
-    assert lines(path)[-1] == "#1 out line 4999"
+    assert total(path) <= 300_000 * (LOG_BACKUPS + 1)
+    assert lines(path)[-1] == "#1 out line 39999"
 
 
 async def test_a_flood_is_bounded_counted_and_does_not_hold_up_another_worker(
