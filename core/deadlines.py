@@ -1,7 +1,8 @@
 """Many deadlines, one timer.
 
 Almost every deadline here is dropped long before it is due, so setting and dropping one costs a dict entry, and only the
-earliest of all is armed. When it fires, all of them are looked through; that is once per timeout, not once per request.
+earliest of all is armed. When it fires, all of them are looked through, so it fires at most every `GRAIN` seconds: what
+is due within one grain is told together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Generic, TypeVar
 from moltbot.core.clock import Clock, Timer
 
 K = TypeVar("K")
+GRAIN = 0.02
 
 
 class Deadlines(Generic[K]):
@@ -60,4 +62,4 @@ class Deadlines(Generic[K]):
                 self._on_due(key)
         earliest = min(self._due.values(), default=math.inf)
         if earliest < self._armed_for:
-            self._arm(earliest)
+            self._arm(max(earliest, now + GRAIN))

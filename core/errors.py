@@ -35,6 +35,7 @@ __all__ = [
     "WorkerDied",
     "WorkerQuarantined",
     "WorkersMissing",
+    "clean_text",
     "error_of_handler",
     "quote",
 ]
@@ -49,14 +50,20 @@ def quote(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit + 2 else text[:limit] + "…"
 
 
+def clean_text(text: str, limit: int = 2000) -> str:
+    """Text from a stranger for a log or an error: at most `limit` characters, none that could forge a line or play tricks."""
+    return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit]])
+
+
 class MoltbotError(Exception):
     """The root of all errors; `code` never changes meaning, the message is for people.
 
-    retryable: the same request may succeed later. retry_after: seconds until then, if known. worker: whose fault or
+    retryable: the same request may succeed later. retry_after: seconds until then (`usual_wait` if nobody knows better). worker: whose fault or
     place it was. reason: an `ExitReason` or another fixed word. verdict: what is known of the request's execution.
     """
 
     code: ClassVar[str] = "internal"
+    usual_wait: ClassVar[float | None] = None
     retryable: bool = False
     verdict: Verdict = "not_started"
 
@@ -77,7 +84,7 @@ class MoltbotError(Exception):
             self.retryable = retryable
         if verdict is not None:
             self.verdict = verdict
-        self.retry_after = retry_after
+        self.retry_after = retry_after if retry_after is not None else self.usual_wait
         self.worker = worker
         self.reason = reason
         self.details = details
@@ -121,6 +128,7 @@ class QueueFull(MoltbotError):
     """The worker's queue, or all its lanes together, is at its bound."""
 
     code = "worker_queue_full"
+    usual_wait = 1.0
     retryable = True
 
 
@@ -134,6 +142,7 @@ class Unavailable(MoltbotError):
     """The worker or the pool cannot take the request now."""
 
     code = "unavailable"
+    usual_wait = 5.0
     retryable = True
 
 

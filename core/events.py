@@ -71,14 +71,6 @@ class RequestOverdue(PoolEvent):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class EventsLost(PoolEvent):
-    """This subscriber was too slow and lost `count` events here."""
-
-    name: ClassVar[str] = "events-lost"
-    count: int
-
-
 E = TypeVar("E")
 
 

@@ -13,6 +13,9 @@ from moltbot.core.errors import FrameError
 
 MAX_FRAME_BYTES = 16 << 20
 _HEADER = 4
+# Keys are text or bytes: others could be chosen to collide in a dict. Lengths are bounded because an empty item costs one byte
+# on the wire and a hundred times that in memory.
+_UNPACK: dict[str, Any] = {"strict_map_key": True, "max_array_len": 1 << 20, "max_map_len": 1 << 18}
 
 Frame = dict[str, Any]
 
@@ -33,11 +36,11 @@ def encode(frame: Frame, limit: int = MAX_FRAME_BYTES) -> bytes:
 def encode_checked(frame: Frame, limit: int = MAX_FRAME_BYTES) -> bytes:
     """As `encode`, and sure that the other side can read it; for values that strangers' code made.
 
-    msgpack packs some values that no one can unpack, such as a map whose key is a list: these raise ValueError here.
+    msgpack packs some values that no one can unpack, such as a map whose key is a list or a number: these raise ValueError here.
     """
     data = encode(frame, limit)
     try:
-        msgpack.unpackb(memoryview(data)[_HEADER:], strict_map_key=False)
+        msgpack.unpackb(memoryview(data)[_HEADER:], **_UNPACK)
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return data
@@ -76,7 +79,7 @@ class Decoder:
 
 def _unpack(body: memoryview) -> Frame:
     try:
-        frame = msgpack.unpackb(body, strict_map_key=False)
+        frame = msgpack.unpackb(body, **_UNPACK)
     except (
         Exception
     ) as error:  # the unpacker raises its own errors, ValueError, TypeError and UnicodeDecodeError

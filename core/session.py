@@ -117,9 +117,9 @@ class Caller(_Side):
         deadline_ms: float,
         meta: Mapping[str, Any],
     ) -> int:
-        """Begin a call and return its id; raises what `framing.encode` raises, and then nothing was begun."""
+        """Begin a call and return its id; raises what `framing.encode_checked` raises, and then nothing was begun."""
         id = self.next_id
-        data = encode(
+        data = encode_checked(
             {
                 "kind": "request",
                 "id": id,

@@ -96,6 +96,16 @@ class Wire:
         self.written += sent
         return sent
 
+    def pause_reading(self) -> None:
+        """Leave what comes in the kernel for now; loop thread only."""
+        if not self._closed:
+            self._loop.remove_reader(self._sock.fileno())
+
+    def resume_reading(self) -> None:
+        """Read on; loop thread only."""
+        if not self._closed:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
+
     def _readable(self) -> None:
         try:
             data = self._sock.recv(_READ_BYTES)

@@ -21,6 +21,7 @@ from moltbot.core.errors import BaseDirectoryError
 
 GATEWAY_FILE = "gateway.json"
 _KNOWN = (GATEWAY_FILE, "moltbot.db", "token")
+_MAX_ANNOUNCEMENT = 64 << 10
 _CHOOSE = "choose another directory with -s / sandbox_base_dir"
 
 
@@ -71,12 +72,25 @@ class BaseDirectory:
 
 
 def read_announcement(path: Path) -> dict[str, Any]:
-    """What the gateway that holds (or held) the directory announced: `pid` and `url`; empty if there is none."""
+    """What the gateway that holds (or held) the directory announced: `pid` and `url`; empty if there is nothing of that kind.
+
+    Workers of today's isolation level could plant something there: no link is followed, no pipe waited for.
+    """
     try:
-        content = json.loads((path / GATEWAY_FILE).read_text(encoding="utf-8"))
+        with open(os.open(path / GATEWAY_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            content = json.loads(
+                file.read(_MAX_ANNOUNCEMENT) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            )
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if (
+        not isinstance(content, dict)
+        or type(content.get("pid")) is not int
+        or not 0 < content["pid"] < 1 << 31
+    ):
+        return {}
+    url = content.get("url")
+    return {"pid": content["pid"], "url": url if isinstance(url, str) else None}
 
 
 def write_json(path: Path, content: Any) -> None:

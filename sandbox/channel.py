@@ -7,16 +7,30 @@ final frame (or end), because only then its lane may go on. Deadlines are set in
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from moltbot.core.errors import InvalidRequest, MoltbotError, ProtocolError, WorkerDied, error_of_handler
+from moltbot.core.errors import (
+    Cancelled,
+    InvalidRequest,
+    MoltbotError,
+    ProtocolError,
+    Verdict,
+    WorkerDied,
+    clean_text,
+    error_of_handler,
+)
 from moltbot.core.frames import CallerEvent, Final, Notice, Streamed
 from moltbot.core.framing import Frame
 from moltbot.core.session import Caller
 from moltbot.core.wire import Wire
+
+_NEVER_RAN = frozenset({"unknown_type", "not_loaded"})
+MAX_DETAILS = 4096
+EVENTS_PER_TURN = 200
 
 
 class Call:
@@ -195,12 +209,27 @@ class Channel:
             self._wire.write(self._session.data_to_send())
 
     def _received(self, data: bytes) -> None:
+        self._take(iter(self._session.receive(data)))
+
+    def _take(self, events: Iterator[CallerEvent]) -> None:
+        """Handle what came, but at most so much in one turn of the loop: other workers want theirs too."""
         try:
-            for event in self._session.receive(data):
+            for count, event in enumerate(events, 1):
                 self._handle(event)
+                if self._closed:
+                    return
+                if count == EVENTS_PER_TURN:
+                    self._wire.pause_reading()
+                    self._loop.call_soon(self._take_rest, events)
+                    return
         except ProtocolError as error:
             self._wire.close()
             self._lose(f"it broke the frame protocol: {error}")
+
+    def _take_rest(self, events: Iterator[CallerEvent]) -> None:
+        if not self._closed:
+            self._wire.resume_reading()
+            self._take(events)
 
     def _handle(self, event: CallerEvent) -> None:
         match event:
@@ -217,7 +246,13 @@ class Channel:
 
     def _error(self, frame: Frame) -> MoltbotError:
         kind = error_of_handler(frame["code"])
-        return kind(frame["message"], worker=self._worker_id, details=frame.get("details"))
+        verdict: Verdict = "not_started" if frame["code"] in _NEVER_RAN else "done"
+        return kind(
+            clean_text(frame["message"]),
+            worker=self._worker_id,
+            verdict="maybe_ran" if kind is Cancelled else verdict,
+            details=_carriable(frame.get("details")),
+        )
 
     def _lose(self, detail: str | None) -> None:
         if not self._closed:
@@ -244,3 +279,12 @@ class Channel:
             verdict="not_started" if unsent else "maybe_ran",
             retryable=unsent,
         )
+
+
+def _carriable(details: Any) -> Any:
+    """The details of a worker's error, if they are small JSON; else nothing, for they travel to clients and logs."""
+    try:
+        text = json.dumps(details, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return details if len(text) <= MAX_DETAILS else None

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
+import signal
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from moltbot.sandbox.base_directory import write_json
 
 PARTS = ("sessions", "state", "cache", "temp", "logs")
 METADATA = "sandbox.json"
+TRASH = "trash"
+log = logging.getLogger("moltbot.worker")
 _WORKER_ID = re.compile(r"worker-(0|[1-9][0-9]{0,4})\Z", re.ASCII)
 _REMOVE_SECONDS = 300
 _REMOVE_AT_ONCE = 500  # the kernel bounds the length of a command line
@@ -49,19 +53,32 @@ class WorkerDirectories:
     def __init__(self, base: Path, worker_id: str) -> None:
         self.root = base / check_worker_id(worker_id)
         self.worker_id = worker_id
+        self._trash = base / TRASH
 
     def create(self) -> None:
-        """Make what is missing; raises BaseDirectoryError if something else stands in its place."""
-        for directory in (self.root, *(self.root / part for part in PARTS)):
+        """Make what is missing, and put aside what stands in its place; raises BaseDirectoryError."""
+        for directory in (self._trash, self.root, *(self.root / part for part in PARTS)):
             try:
+                self._make_room(directory)
                 directory.mkdir(mode=0o700, exist_ok=True)
-                status = directory.lstat()
             except OSError as error:
                 raise BaseDirectoryError(
                     f"{directory} cannot be made ({error.strerror}): make room for it"
                 ) from None
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                raise BaseDirectoryError(f"{directory} is a link or not ours: look at it, then remove it")
+
+    def _make_room(self, path: Path, *, wanted: Callable[[int], bool] = stat.S_ISDIR) -> None:
+        """Put aside what is at `path` if it is not what we made there: a link, a pipe, another kind of file, not ours."""
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return
+        if not wanted(status.st_mode) or status.st_uid != os.geteuid():
+            log.warning("%s was replaced by something else, which is put aside", path)
+            self._discard(path)
+
+    def _discard(self, path: Path) -> None:
+        """Out of the worker's reach in one step, however large it is; `empty_trash` deletes it."""
+        path.rename(self._trash / f"{self.worker_id}-{secrets.token_hex(8)}")
 
     @property
     def log_file(self) -> Path:
@@ -75,26 +92,20 @@ class WorkerDirectories:
         return self.temp(incarnation) / ".home"
 
     def open_temp(self, incarnation: int) -> None:
-        """Make the temp and home directories of a new incarnation; raises BaseDirectoryError."""
-        path = self.temp(incarnation)
+        """Make the temp and home directories of a new incarnation, without anything an earlier one left. Raises BaseDirectoryError."""
+        temp = self.root / "temp"
         try:
-            try:
-                path.mkdir(mode=0o700)
-            except FileExistsError:
-                # Planted by an earlier incarnation, or the numbers were lost: it goes with the rest of the old ones.
-                path.rename(path.with_name(f"old-{secrets.token_hex(8)}"))
-                path.mkdir(mode=0o700)
-            self.home(incarnation).mkdir(mode=0o700)
+            self._discard(temp)
+            for directory in (temp, self.temp(incarnation), self.home(incarnation)):
+                directory.mkdir(mode=0o700)
         except OSError as error:
-            raise BaseDirectoryError(f"{path} cannot be made ({error.strerror})") from None
+            raise BaseDirectoryError(
+                f"{temp} cannot be made anew ({error.strerror}): make room for it"
+            ) from None
 
-    async def remove_old_temps(self, current: int) -> None:
-        """Delete the temp directories of dead incarnations; bounded in time, and whatever is left is tried again next time."""
-        old = [
-            str(self.root / "temp" / name) for name in os.listdir(self.root / "temp") if name != str(current)
-        ]
-        if old:
-            await remove_trees(old)
+    async def empty_trash(self) -> None:
+        """Delete what was put aside; bounded in time, and what is left is tried again at the next start of a worker."""
+        await remove_trees([str(self._trash / name) for name in os.listdir(self._trash)])
 
     def read_incarnation(self) -> int:
         """The number of the last incarnation; 0 if there was none or the file is damaged."""
@@ -124,6 +135,7 @@ class WorkerDirectories:
         """Replace `sandbox.json`; `created` is kept from the first time."""
         created = self._read_metadata().get("created")
         first = created if isinstance(created, str) and created else content["created"]
+        self._make_room(self.root / METADATA, wanted=stat.S_ISREG)
         write_json(self.root / METADATA, {"workerId": self.worker_id, **content, "created": first})
 
 
@@ -143,5 +155,8 @@ async def _remove(paths: list[str]) -> None:
         await process.wait()
     finally:
         if process.returncode is None:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(
+                    process.pid, signal.SIGKILL
+                )  # process.kill() would reap it under the event loop's nose
             await process.wait()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +27,8 @@ from moltbot.sandbox.memory import Usage
 from moltbot.sandbox.process import WorkerProcess
 
 ISOLATION = "directories"
+MAX_HASTY_BEATS = 50  # a stopped worker that goes on sends what it owed at once
+MAX_LAG_MS = 1e9
 
 
 class Incarnation:
@@ -40,6 +43,8 @@ class Incarnation:
         self.loaded: dict[str, int] = {}
         """Users in the process's memory, with the epoch under which they arrived."""
         self.leaving: set[str] = set()
+        self.arriving: Counter[str] = Counter()
+        self._hasty_beats = 0
         self.usage = Usage(0, 0.0)
         self.cpu_percent = 0.0
         self.lag = 0.0
@@ -102,6 +107,7 @@ class Incarnation:
         if self.loaded.get(user_id) != epoch and self.channel is not None:
             self.channel.send(lambda session: session.arrive(user_id, epoch))
             self.loaded[user_id] = epoch
+            self.arriving[user_id] += 1
 
     def unload(self, user_id: str) -> None:
         """Ask the process to drop a user from memory."""
@@ -109,11 +115,26 @@ class Incarnation:
             self.leaving.add(user_id)
             self.channel.send(lambda session: session.leave(user_id))
 
-    def beat(self, lag_ms: float) -> None:
-        """A heartbeat came; the worker's loop is `lag_ms` behind."""
-        self.last_beat = self._clock.monotonic()
+    def arrived(self, user_id: str, *, failed: bool) -> bool:
+        """The worker tells of an arrival; False if it was not asked for one."""
+        if not self.arriving[user_id]:
+            del self.arriving[user_id]
+            return False
+        self.arriving[user_id] -= 1
+        if not self.arriving[user_id]:
+            del self.arriving[user_id]
+        if failed:
+            self.loaded.pop(user_id, None)  # the next request lets the user arrive again
+        return True
+
+    def beat(self, lag_ms: float, interval: float) -> bool:
+        """A heartbeat came; the worker's loop is `lag_ms` behind. False if they come far too fast (`interval`: seconds)."""
+        now = self._clock.monotonic()
+        self._hasty_beats = self._hasty_beats + 1 if now - self.last_beat < interval / 10 else 0
+        self.last_beat = now
         self.last_beat_at = self._clock.time()
-        self.lag = max(0.0, lag_ms / 1000)
+        self.lag = max(0.0, lag_ms / 1000) if lag_ms < MAX_LAG_MS else 0.0
+        return self._hasty_beats < MAX_HASTY_BEATS
 
     def measured(self, usage: Usage, seconds: float) -> None:
         """A measurement was made, `seconds` after the last one."""
@@ -126,6 +147,7 @@ class Incarnation:
         channel, self.channel = self.channel, None
         self.loaded.clear()
         self.leaving.clear()
+        self.arriving.clear()
         if channel is None:
             return None
         channel.close(reason, detail)

@@ -17,8 +17,10 @@ from typing import Any
 from moltbot.sandbox.restart import Budget, RestartPolicy, after_death
 
 STACK_DUMP_SECONDS = 0.3
+LAST_WORDS_SECONDS = 0.5
 KILL_SECONDS = 2.0
 MAX_KILLS = 5
+UNKILLABLE_SECONDS = 30.0
 
 
 class State(enum.StrEnum):
@@ -140,10 +142,11 @@ Event = Start | BecameReady | Exited | ChannelLost | Trouble | Drain | Drained |
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Times in seconds, and the restart policy."""
+    """Times in seconds, and the restart policy. recycle_timeout: by then every request has ended by its own deadline."""
 
     boot_timeout: float
     drain_timeout: float
+    recycle_timeout: float
     stop_grace: float
     restart: RestartPolicy
 
@@ -189,6 +192,7 @@ TABLE: Mapping[State, Mapping[type[Any], tuple[State, ...]]] = {
         ChannelLost: (S.KILLING,),
         Trouble: (S.KILLING,),
         Deadline: (S.KILLING,),
+        Drain: (S.DRAINING,),
         Stop: (S.DRAINING,),
         Start: (S.DRAINING,),
     },
@@ -201,8 +205,8 @@ TABLE: Mapping[State, Mapping[type[Any], tuple[State, ...]]] = {
     },
     S.KILLING: {
         Exited: _AFTER_EXIT,
-        Deadline: (S.KILLING, S.QUARANTINED, S.STOPPED),
-        Stop: (S.KILLING,),
+        Deadline: (S.KILLING, S.STOPPED),
+        Stop: (S.KILLING, S.STOPPED),
         Start: (S.KILLING,),
     },
     S.BACKOFF: {Deadline: (S.STARTING,), Stop: (S.STOPPED,)},
@@ -249,9 +253,9 @@ def _became_ready(slot: Slot, event: BecameReady, now: float, rules: Rules) -> D
 
 
 def _drain(slot: Slot, event: Drain, now: float, rules: Rules) -> Decision:
-    slot = replace(
-        slot, state=S.DRAINING, reason=event.reason, detail=event.detail, deadline=now + rules.drain_timeout
-    )
+    timeout = rules.recycle_timeout if event.reason is ExitReason.RECYCLED else rules.drain_timeout
+    deadline = now + timeout if slot.deadline is None else min(slot.deadline, now + timeout)
+    slot = replace(slot, state=S.DRAINING, reason=event.reason, detail=event.detail, deadline=deadline)
     return slot, (Action.SEND_DRAIN,)
 
 
@@ -261,6 +265,8 @@ def _drained(slot: Slot, event: Drained, now: float, rules: Rules) -> Decision:
 
 def _stop(slot: Slot, event: Stop, now: float, rules: Rules) -> Decision:
     slot = replace(slot, wanted=False)
+    if slot.state is S.KILLING and slot.kills >= MAX_KILLS:
+        return replace(slot, state=S.STOPPED, deadline=None), (Action.SETTLE,)
     match slot.state:
         case S.NEW | S.BACKOFF | S.QUARANTINED:
             return replace(slot, state=S.STOPPED, deadline=None), ()
@@ -268,6 +274,9 @@ def _stop(slot: Slot, event: Stop, now: float, rules: Rules) -> Decision:
             return _kill(slot, ExitReason.STOPPED, "stopped while starting", now)
         case S.READY:
             return _drain(slot, Drain(ExitReason.STOPPED, "asked to stop"), now, rules)
+        case S.DRAINING:
+            deadline = min(slot.deadline or now, now + rules.drain_timeout)
+            return replace(slot, deadline=deadline), ()
     return slot, ()
 
 
@@ -276,11 +285,12 @@ def _trouble(slot: Slot, event: Trouble, now: float, rules: Rules) -> Decision:
 
 
 def _channel_lost(slot: Slot, event: ChannelLost, now: float, rules: Rules) -> Decision:
-    # While draining as well: nobody has told the worker to end yet. And the reason must not depend on what is seen
-    # first, the end of the socket or that of the process.
+    # While draining as well: nobody has told the worker to end yet.
     reason = ExitReason.BOOT_FAILED if slot.state is S.STARTING else ExitReason.CRASHED
-    slot, actions = _kill(slot, reason, event.detail, now)
-    return slot, (*actions, Action.SETTLE)
+    if event.detail is not None:
+        return _kill(slot, reason, event.detail, now)
+    # Most often the process has just died, and how it did is known in a moment: callers are told then, and the truth.
+    return replace(slot, state=S.KILLING, reason=reason, detail=None, deadline=now + LAST_WORDS_SECONDS), ()
 
 
 def _kill(slot: Slot, reason: ExitReason, detail: str | None, now: float) -> Decision:
@@ -305,11 +315,12 @@ def _kill_again(slot: Slot, now: float) -> Decision:
     if slot.kills < MAX_KILLS:
         action = Action.KILL_TREE if slot.kills else Action.KILL
         return replace(slot, kills=slot.kills + 1, deadline=now + KILL_SECONDS), (action,)
-    # A process that survives SIGKILL hangs in the kernel. Its directories must not get a second tenant.
-    detail = "its process cannot be killed"
-    state = S.QUARANTINED if slot.wanted else S.STOPPED
-    deadline = now + 3600 if slot.wanted else None
-    return replace(slot, state=state, detail=detail, deadline=deadline), (Action.SETTLE,)
+    # A process that survives SIGKILL hangs in the kernel. Its directories must not get a second tenant, so a slot that is
+    # wanted waits for its end, however long that takes.
+    slot = replace(slot, detail="its process cannot be killed")
+    if not slot.wanted:
+        return replace(slot, state=S.STOPPED, deadline=None), (Action.SETTLE,)
+    return replace(slot, deadline=now + UNKILLABLE_SECONDS), (Action.SETTLE, Action.KILL_TREE)
 
 
 def _exited(slot: Slot, event: Exited, now: float, rules: Rules) -> Decision:

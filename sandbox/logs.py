@@ -6,6 +6,7 @@ running; the surplus is dropped and counted in the log. What the pool itself has
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -23,6 +24,8 @@ MAX_LOG_BYTES = 5 << 20
 LOG_BACKUPS = 2
 MAX_LINE_BYTES = 8 << 10
 BUDGET_BYTES_PER_SECOND = 1 << 20
+LINE_COST = 50  # bytes of budget for each line, which gets a time and a prefix
+_LAST_SECONDS = 0.5
 _LAST_READS = 32
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -87,14 +90,15 @@ class LogPump:
         self._thread.start()
 
     def stop(self) -> None:
-        """Read what is left in the pipes, close all, end the thread. Blocks for at most some milliseconds."""
+        """Read what is left in the pipes, close all, end the thread. May block for about half a second."""
         if self._stopping:
             return
         self._stopping = True
         if self._thread.ident is None:
             self._close()
         else:
-            os.write(self._wake_write, b"x")
+            with contextlib.suppress(BrokenPipeError):  # it has seen the end by itself
+                os.write(self._wake_write, b"x")
             self._thread.join()
         os.close(self._wake_write)
 
@@ -124,10 +128,13 @@ class LogPump:
     def _close(self) -> None:
         """Read what the pipes still hold, up to a bound, for who writes may live on; then close everything."""
         self._adopt()
+        end = self._clock.monotonic() + _LAST_SECONDS
         for key in list(self._selector.get_map().values()):
             reads = 0
             while key.data is not None and reads < _LAST_READS and self._read(key.fd, key.data):
                 reads += 1
+                if self._clock.monotonic() > end:
+                    break
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
                 self._end(key.fd, key.data)
@@ -168,10 +175,11 @@ class LogPump:
         refill = (now - source.refilled) * BUDGET_BYTES_PER_SECOND
         source.budget = min(source.budget + refill, BUDGET_BYTES_PER_SECOND)
         source.refilled = now
-        if source.budget < len(data):
+        cost = len(data) + LINE_COST * data.count(b"\n")
+        if source.budget < cost:
             source.dropped += len(data)
             return
-        source.budget -= len(data)
+        source.budget -= cost
         self._say_dropped(source)
         *lines, rest = (source.rest + data).split(b"\n")
         if len(rest) >= MAX_LINE_BYTES:

@@ -20,7 +20,7 @@ def measure(root_pid: int) -> Usage | None:
     try:
         root = psutil.Process(root_pid)
         tree = [root, *root.children(recursive=True)]
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
     memory, cpu = 0, 0.0
     for process in tree:
@@ -28,7 +28,7 @@ def measure(root_pid: int) -> Usage | None:
             with process.oneshot():
                 full = process.memory_full_info()
                 times = process.cpu_times()
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
         memory += getattr(full, "pss", 0) or full.uss
         cpu += times.user + times.system

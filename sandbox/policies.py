@@ -8,6 +8,7 @@ from moltbot.sandbox.lifecycle import Rules
 from moltbot.sandbox.restart import RestartPolicy
 
 STOP_GRACE = 5.0
+CANCEL_GRACE = 5.0
 
 
 def rules_of(config: PoolConfig) -> Rules:
@@ -15,6 +16,7 @@ def rules_of(config: PoolConfig) -> Rules:
     return Rules(
         boot_timeout=config.boot_timeout / 1000,
         drain_timeout=config.drain_timeout / 1000,
+        recycle_timeout=max(config.drain_timeout, config.request_timeout) / 1000 + 2 * CANCEL_GRACE,
         stop_grace=STOP_GRACE,
         restart=RestartPolicy(
             delay=config.restart_delay / 1000,

@@ -18,12 +18,13 @@ from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories, worker_name
 from moltbot.sandbox.lifecycle import State
 from moltbot.sandbox.logs import LogPump, NoFollowHandler, pool_log_handler
-from moltbot.sandbox.memory import measure
+from moltbot.sandbox.memory import Usage, measure
 from moltbot.sandbox.supervisor import Supervisor
 
 HEALTH_SECONDS = 1.0
 
 _logger = logging.getLogger("moltbot")
+log = logging.getLogger("moltbot.pool")
 
 
 class WorkerPool(Service):
@@ -99,7 +100,7 @@ class WorkerPool(Service):
         await asyncio.gather(*(worker.close() for worker in workers))
         self.workers.clear()
         if self._logs is not None:
-            self._logs.stop()
+            await asyncio.to_thread(self._logs.stop)
             self._logs = None
         self._close_log()
 
@@ -122,7 +123,10 @@ class WorkerPool(Service):
             if late > HEALTH_SECONDS:
                 continue  # this process was held up itself: let the waiting heartbeats be read before judging
             for worker in self.workers.values():
-                worker.check_health()
+                try:
+                    worker.check_health()
+                except Exception:  # one worker's round must not end the others'
+                    log.exception("%s: its health cannot be judged", worker.worker_id)
 
     async def _watch_memory(self) -> None:
         last = self._clock.monotonic()
@@ -130,7 +134,11 @@ class WorkerPool(Service):
             pids = {
                 name: pid for name, worker in self.workers.items() if (pid := worker.guard_pid) is not None
             }
-            found = await asyncio.to_thread(lambda: {name: measure(pid) for name, pid in pids.items()})  # noqa: B023
+            try:
+                found = await asyncio.to_thread(_measure_all, pids)
+            except Exception:
+                log.exception("memory cannot be measured; trying again")
+                found = {}
             now = self._clock.monotonic()
             for name, usage in found.items():
                 worker = self.workers[name]
@@ -138,3 +146,7 @@ class WorkerPool(Service):
                     worker.measured(usage, now - last)
             last = now
             await self._clock.sleep(HEALTH_SECONDS)
+
+
+def _measure_all(pids: dict[str, int]) -> dict[str, Usage | None]:
+    return {name: measure(pid) for name, pid in pids.items()}

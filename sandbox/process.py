@@ -55,11 +55,11 @@ class WorkerProcess:
 
     def identify(self, claimed: int) -> None:
         """Remember which process is the worker; `claimed` comes from itself and counts only if the guard is its parent."""
-        with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+        with contextlib.suppress(psutil.Error, ValueError, OverflowError, OSError):
             if psutil.Process(claimed).ppid() == self.guard_pid:
                 self.worker_pid = claimed
                 return
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             self.worker_pid = next((child.pid for child in psutil.Process(self.guard_pid).children()), None)
 
     async def wait(self) -> Exit:

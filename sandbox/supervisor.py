@@ -17,7 +17,7 @@ from typing import Any
 
 from moltbot.core.clock import Clock, Timer
 from moltbot.core.deadlines import Deadlines
-from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, Unavailable
+from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, Unavailable, clean_text
 from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, UserUnloaded, WorkerChanged
 from moltbot.core.frames import PROTOCOL_VERSION
 from moltbot.core.framing import Frame
@@ -32,10 +32,9 @@ from moltbot.sandbox.incarnation import Incarnation
 from moltbot.sandbox.lifecycle import Action, ExitReason, Slot, State
 from moltbot.sandbox.logs import LogPump
 from moltbot.sandbox.memory import Usage
-from moltbot.sandbox.policies import STOP_GRACE, limits_of, rules_of
+from moltbot.sandbox.policies import CANCEL_GRACE, STOP_GRACE, limits_of, rules_of
 
 SHUTDOWN_GRACE = 0.8 * STOP_GRACE  # what hooks get of it; the rest is for the process to end
-CANCEL_GRACE = 5.0
 
 log = logging.getLogger("moltbot.worker")
 
@@ -92,6 +91,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._recycle_task: asyncio.Task[None] | None = None
+        self._recycled_at: float | None = None
         self._actions: dict[Action, Callable[[], None]] = {
             Action.SPAWN: self._spawn,
             Action.SEND_DRAIN: self._send_drain,
@@ -164,7 +164,9 @@ class Supervisor:
         """Write a request to the worker, its user first if need be; only while `has_room`. Raises InvalidRequest."""
         life = self.life
         if life is None or life.channel is None or self.slot.state is not State.READY:
-            raise Unavailable(f"{self.worker_id} is {self.slot.state}", worker=self.worker_id)
+            raise Unavailable(
+                f"{self.worker_id} is {self.slot.state}", worker=self.worker_id, retry_after=1.0
+            )
         life.load(request.user_id, epoch)
         limit = self._config.request_timeout
         timeout = limit if request.timeout is None else min(request.timeout, limit)
@@ -248,7 +250,7 @@ class Supervisor:
             slot.incarnation,
             before.state,
             slot.state,
-            f" ({reason}: {detail})" if reason else "",
+            f" ({reason}{': ' + detail if detail else ''})" if reason else "",
         )
         self._events.publish(
             WorkerChanged(
@@ -271,25 +273,29 @@ class Supervisor:
             self._timer = self._clock.call_later(delay, lambda: self.handle(lifecycle.Deadline()))
 
     def _notice(self, kind: str, frame: Frame) -> None:
+        """Take what the worker says of itself; what was not asked for is a breach, and so no flood can be made of it."""
         life = self.life
         if life is None:
             return
         match kind:
-            case "ready":
+            case "ready" if self.slot.state is State.STARTING:
                 self._became_ready(life, frame)
+            case "ready" if self.slot.state is State.KILLING:
+                pass  # it came a moment too late
             case "beat":
-                life.beat(frame["lag_ms"])
-            case "drained":
+                if not life.beat(frame["lag_ms"], self._limits.heartbeat_interval):
+                    self._lost("it beats far more often than it was told to")
+            case "drained" if self.slot.state is not State.READY:
                 self.handle(lifecycle.Drained())
-            case "arrived" if frame.get("error") is not None:
-                life.loaded.pop(frame["user_id"], None)  # the next request lets the user arrive again
-            case "left" if (
-                frame["user_id"] in life.leaving
-            ):  # a worker may say what it likes: only what was asked counts
+            case "arrived" if life.arrived(frame["user_id"], failed=frame.get("error") is not None):
+                pass
+            case "left" if frame["user_id"] in life.leaving:
                 life.leaving.discard(frame["user_id"])
                 self._events.publish(UserUnloaded(self._clock.time(), frame["user_id"], self.worker_id))
             case "error":
-                self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, frame["message"]))
+                self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, clean_text(frame["message"])))
+            case _:
+                self._lost(f"it sent {kind} unasked")
 
     def _became_ready(self, life: Incarnation, frame: Frame) -> None:
         if frame["v"] != PROTOCOL_VERSION:
@@ -298,7 +304,7 @@ class Supervisor:
             return
         if life.process is not None:
             life.process.identify(frame["pid"])
-        life.beat(0.0)
+        life.beat(0.0, self._limits.heartbeat_interval)
         self.handle(lifecycle.BecameReady())
 
     # --- health ---------------------------------------------------------------------------------------
@@ -318,9 +324,16 @@ class Supervisor:
         if finding is None:
             return
         if finding.reason is ExitReason.RECYCLED:
-            self._recycle(finding.detail)
+            self._recycle_for_memory(finding.detail)
         else:
             self.handle(lifecycle.Trouble(finding.reason, finding.detail))
+
+    def _recycle_for_memory(self, detail: str) -> None:
+        """At most once in a restart window: a worker that needs so much from its start would be restarted for ever."""
+        now = self._clock.monotonic()
+        if self._recycled_at is None or now - self._recycled_at >= self._rules.restart.window:
+            self._recycled_at = now
+            self._recycle(detail)
 
     def _recycle(self, detail: str) -> None:
         """Restart in order as soon as no other worker of the pool is doing so."""
@@ -353,14 +366,22 @@ class Supervisor:
         jitter = random.random()
         try:
             process = await life.launch(self._logs, self._next_id, self._notice, self._lost)
-        except (OSError, BaseDirectoryError) as error:
+        except Exception as error:  # whatever it is: the slot must learn that nothing runs
+            if not isinstance(error, OSError | BaseDirectoryError):
+                log.exception("%s #%d cannot be started", self.worker_id, life.number)
             self.handle(lifecycle.Exited(None, None, detail=f"cannot start it: {error}", jitter=jitter))
             return
-        self._run(self._directories.remove_old_temps(life.number))
+        self._run(self._empty_trash())
         if self.slot.state is State.KILLING:  # stopped while the process was being made
             process.kill()
         code, signal, oom = await process.wait()
         self.handle(lifecycle.Exited(code, signal, oom, jitter=jitter))
+
+    async def _empty_trash(self) -> None:
+        try:
+            await self._directories.empty_trash()
+        except OSError as error:
+            log.warning("%s: what it left behind cannot be deleted now: %s", self.worker_id, error)
 
     def _lost(self, detail: str | None) -> None:
         self.handle(lifecycle.ChannelLost(detail))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psutil
 from hypothesis import settings
 
-from moltbot.core.events import EventsLost, PoolEvent, Subscription, WorkerChanged
+from moltbot.core.events import PoolEvent, Subscription, WorkerChanged
 from moltbot.core.framing import Decoder, Frame, encode
 from moltbot.sandbox.channel import Call, Channel
 
@@ -137,7 +137,7 @@ async def first_event(
     """Read events until one of `kind` matches."""
     async with asyncio.timeout(PATIENCE):
         async for event in events:
-            assert not isinstance(event, EventsLost)
+            assert not events.take_lost()
             if isinstance(event, kind) and matches(event):
                 return event
     raise AssertionError(f"the events ended before a {kind.__name__}")

@@ -186,15 +186,18 @@ def _work(spec: dict[str, Any]) -> NoReturn:
 
     set_up_logging()
 
-    async def serve() -> int:
+    async def serve() -> NoReturn:
         sock = socket.socket(fileno=SOCKET_FD)
-        return await Worker(sock, on_orphaned=lambda: os._exit(EXIT_ORPHANED)).serve()
+        status = await Worker(sock, on_orphaned=lambda: os._exit(EXIT_ORPHANED)).serve()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(
+            status
+        )  # here, for closing the loop would wait for the handlers' threads; they end with the process
 
     os.set_inheritable(SOCKET_FD, False)
-    status = asyncio.run(serve())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # handler threads may still run; they end with the process
+    asyncio.run(serve())
+    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Heart(threading.Thread):
 
     def _current_lag(self) -> float:
         asked_at = self._asked_at
-        return self._lag if asked_at is None else max(self._lag, time.monotonic() - asked_at)
+        return self._lag if asked_at is None else time.monotonic() - asked_at
 
     def stop(self) -> None:
         """Beat no more; does not wait."""

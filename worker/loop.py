@@ -39,6 +39,8 @@ from moltbot.worker.users import Directories, User
 
 EXIT_OK, EXIT_BOOT_FAILED, EXIT_ORPHANED, EXIT_PROTOCOL = 0, 70, 71, 76
 
+LAST_SECONDS = 1.0
+
 # What a hook may raise without ending the worker, by sys.exit() for example, for the users that share it.
 HOOK_FAILURES = (Exception, SystemExit, asyncio.CancelledError)
 
@@ -86,7 +88,8 @@ class Worker:
             tasks = [*self._tasks, *(call.task for call in self._calls.values() if call.task is not None)]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if tasks:
+                await asyncio.wait(tasks, timeout=LAST_SECONDS)  # one that ignores it ends with the process
 
     def _end(self, status: int) -> None:
         if not self._ended.done():

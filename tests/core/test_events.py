@@ -9,7 +9,6 @@ import pytest
 from moltbot.core.events import (
     SUBSCRIPTION_LIMIT,
     Broadcast,
-    EventsLost,
     PoolEvent,
     Subscription,
     UserPinned,
@@ -160,7 +159,6 @@ def test_publishing_without_subscribers_is_harmless() -> None:
                 "why": "placed",
             },
         ),
-        (EventsLost(0, 3), {"event": "events-lost", "at": 0, "count": 3}),
     ],
 )
 def test_an_event_in_json_has_its_name_and_camel_case_keys(event: PoolEvent, json: object) -> None:

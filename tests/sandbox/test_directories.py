@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from moltbot.core.errors import BaseDirectoryError, InvalidRequest
-from moltbot.sandbox.directories import METADATA, PARTS, WorkerDirectories, check_worker_id, worker_name
+from moltbot.sandbox.directories import (
+    METADATA,
+    PARTS,
+    TRASH,
+    WorkerDirectories,
+    check_worker_id,
+    worker_name,
+)
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def worker(tmp_path: Path) -> Iterator[WorkerDirectories]:
     directories.create()
     yield directories
     # What is nested too deep for Python must not be left to pytest's own cleaning.
-    subprocess.run(["rm", "-rf", str(directories.root)], check=True)
+    subprocess.run(["rm", "-rf", str(directories.root), str(tmp_path / TRASH)], check=True)
 
 
 def mode(path: Path) -> int:
@@ -115,27 +122,38 @@ def test_every_name_the_pool_makes_is_a_workers_name(index: int) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_planted_link_is_refused_and_named(worker: WorkerDirectories, part: str) -> None:
-    (worker.root / part).rmdir()
-    (worker.root / part).symlink_to("/etc")
-    with pytest.raises(BaseDirectoryError, match=f"{part} is a link or not ours"):
-        worker.create()
+@pytest.mark.parametrize("planted", ["link", "file", "pipe"])
+def test_what_was_planted_in_place_of_a_directory_is_put_aside(
+    worker: WorkerDirectories, tmp_path: Path, part: str, planted: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    path = worker.root / part
+    path.rmdir()
+    match planted:
+        case "link":
+            path.symlink_to(outside)
+        case "file":
+            path.touch()
+        case "pipe":
+            os.mkfifo(path)
+    worker.create()
+    assert stat.S_ISDIR(path.lstat().st_mode)
+    assert list(outside.iterdir()) == [], "nothing was made behind the link"
+    assert len(os.listdir(tmp_path / TRASH)) == 1
 
 
-def test_a_link_in_place_of_the_worker_itself_is_refused(tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_worker_itself_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "worker-0").symlink_to("elsewhere")
-    with pytest.raises(BaseDirectoryError, match="worker-0 is a link or not ours"):
-        WorkerDirectories(tmp_path, "worker-0").create()
+    WorkerDirectories(tmp_path, "worker-0").create()
     assert list((tmp_path / "elsewhere").iterdir()) == [], "nothing was made behind it"
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_file_in_place_of_a_directory_is_refused(worker: WorkerDirectories, part: str) -> None:
-    (worker.root / part).rmdir()
-    (worker.root / part).touch()
-    with pytest.raises(BaseDirectoryError, match=f"{part} cannot be made"):
-        worker.create()
+def test_a_directory_in_place_of_the_metadata_is_put_aside(worker: WorkerDirectories) -> None:
+    (worker.root / METADATA / "in the way").mkdir(parents=True)
+    worker.write_metadata({"created": "now", "incarnation": 7})
+    assert worker.read_incarnation() == 7
 
 
 def test_a_full_or_broken_temp_is_refused_with_its_cause(worker: WorkerDirectories) -> None:
@@ -170,9 +188,10 @@ async def test_only_the_running_incarnations_temp_is_kept(worker: WorkerDirector
     for incarnation in (1, 2, 3):
         worker.open_temp(incarnation)
         (worker.temp(incarnation) / "file").touch()
-    await worker.remove_old_temps(3)
+    await worker.empty_trash()
     assert os.listdir(worker.root / "temp") == ["3"]
     assert (worker.temp(3) / "file").exists()
+    assert os.listdir(worker.root.parent / TRASH) == []
 
 
 async def test_a_worker_that_nested_thousands_of_folders_can_still_be_cleaned(
@@ -180,7 +199,7 @@ async def test_a_worker_that_nested_thousands_of_folders_can_still_be_cleaned(
 ) -> None:
     nest(worker.temp(1), 3000)
     worker.open_temp(2)
-    await worker.remove_old_temps(2)
+    await worker.empty_trash()
     assert os.listdir(worker.root / "temp") == ["2"]
 
 
@@ -194,8 +213,9 @@ async def test_hostile_names_in_temp_are_removed_as_names(worker: WorkerDirector
     os.symlink(outside, temp + b"/link")
     os.mkfifo(temp + b"/fifo")
     worker.open_temp(1)
-    await worker.remove_old_temps(1)
+    await worker.empty_trash()
     assert os.listdir(worker.root / "temp") == ["1"]
+    assert os.listdir(tmp_path / TRASH) == []
     assert (outside / "kept").exists(), "a link is removed, not followed"
 
 
@@ -203,7 +223,7 @@ async def test_more_names_than_one_command_line_holds_are_removed_too(worker: Wo
     for number in range(12_000):
         (worker.root / "temp" / f"{number}-{'x' * 200}").touch()
     worker.open_temp(1)
-    await worker.remove_old_temps(1)
+    await worker.empty_trash()
     assert os.listdir(worker.root / "temp") == ["1"]
 
 

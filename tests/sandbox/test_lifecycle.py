@@ -35,7 +35,11 @@ from moltbot.sandbox.restart import Budget, RestartPolicy
 from tests.fakes import STEADY
 
 RULES = Rules(
-    boot_timeout=30.0, drain_timeout=20.0, stop_grace=5.0, restart=RestartPolicy(1.0, 60.0, 2, prompt=True)
+    boot_timeout=30.0,
+    drain_timeout=20.0,
+    recycle_timeout=50.0,
+    stop_grace=5.0,
+    restart=RestartPolicy(1.0, 60.0, 2, prompt=True),
 )
 LIVE = frozenset({State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.KILLING})
 MAY_LAST = frozenset({State.NEW, State.READY, State.STOPPED})
@@ -260,15 +264,37 @@ def test_a_stuck_worker_shows_its_stacks_before_it_is_killed(reason: ExitReason)
     assert actions == [Action.DUMP_STACKS, Action.KILL]
 
 
-@pytest.mark.parametrize(("wanted", "state"), [(True, State.QUARANTINED), (False, State.STOPPED)])
+@pytest.mark.parametrize(("wanted", "state"), [(True, State.KILLING), (False, State.STOPPED)])
 def test_a_process_that_cannot_be_killed_is_left_alone_after_a_while(wanted: bool, state: State) -> None:
     slot = replace(READY, wanted=wanted)
     slot, actions = live(Trouble(ExitReason.UNRESPONSIVE, "stuck"), *[Deadline()] * MAX_KILLS, slot=slot)
     assert slot.state is State.KILLING
     assert actions == [Action.DUMP_STACKS, Action.KILL, *[Action.KILL_TREE] * (MAX_KILLS - 1)]
     slot, actions = live(Deadline(), slot=slot)
-    assert (slot.state, actions) == (state, [Action.SETTLE])
+    assert slot.state is state
+    assert Action.SETTLE in actions
+    assert Action.SPAWN not in actions
     assert slot.detail == "its process cannot be killed"
+    slot, actions = live(Exited(None, 9), slot=slot)
+    assert (slot.state is State.STOPPED) is not wanted, "once it is gone, a wanted slot goes on"
+
+
+def test_what_is_recycled_may_finish_what_a_stop_would_cut_short() -> None:
+    recycled, _ = live(Drain(ExitReason.RECYCLED, "served"), slot=READY)
+    assert recycled.deadline == RULES.recycle_timeout
+    overdue, _ = live(Drain(ExitReason.OVERDUE, "stuck"), slot=recycled)
+    assert (overdue.deadline, overdue.reason) == (RULES.drain_timeout, ExitReason.OVERDUE)
+    stopped, _ = live(Stop(), slot=recycled)
+    assert stopped.deadline == RULES.drain_timeout
+
+
+def test_the_end_of_the_socket_waits_for_the_end_of_the_process() -> None:
+    slot, actions = live(ChannelLost(), slot=READY)
+    assert (slot.state, actions) == (State.KILLING, [])
+    exited, _ = live(Exited(None, 11), slot=slot)
+    assert (exited.reason, exited.detail) == (ExitReason.CRASHED, "killed by SIGSEGV")
+    _, actions = live(Deadline(), slot=slot)
+    assert actions == [Action.KILL], "a process that lives on without its socket is killed"
 
 
 def test_deaths_lead_through_backoff_into_quarantine_and_out_on_probation() -> None:

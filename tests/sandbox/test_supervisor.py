@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,3 +243,40 @@ async def test_what_is_planted_for_the_next_incarnation_does_not_stop_it(tmp_pat
         await failure(running.send("exit"))
         await change_to(running.events, State.READY, incarnation=2)
         await eventually(lambda: os.listdir(temp) == ["2"])
+
+
+UNASKED = """
+import asyncio, os
+import msgpack
+from moltbot import handler
+
+def frame(**fields):
+    body = msgpack.packb(fields)
+    return len(body).to_bytes(4, "big") + body
+
+@handler("agent")
+async def agent(ctx, payload):
+    os.write(3, frame(**payload) * 100)
+    await asyncio.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "ready", "v": 1, "pid": 1, "handlers": []},
+        {"kind": "pong"},
+        {"kind": "drained"},
+        {"kind": "arrived", "user_id": "stranger", "epoch": 1},
+        {"kind": "left", "user_id": "stranger", "epoch": 1},
+        {"kind": "beat", "lag_ms": 0, "in_flight": 0, "at": 0},
+        {"kind": "error", "id": 0, "code": "x", "message": "a\nforged line", "details": None},
+    ],
+    ids=lambda fields: str(fields["kind"]),
+)
+async def test_a_worker_that_says_what_nobody_asked_is_ended(tmp_path: Path, fields: dict[str, Any]) -> None:
+    async with running_pool(tmp_path, UNASKED) as running:
+        error = await failure(running.send(fields))
+        assert "\n" not in str(error)
+        assert error.worker == "worker-0"
+        await change_to(running.events, State.READY, incarnation=2)
