@@ -7,6 +7,7 @@ lives on is `homes.py`'s business; what callers see, `gateway_router.py`'s.
 from __future__ import annotations
 
 import itertools
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,6 +26,8 @@ from moltbot.sandbox.lifecycle import State
 from moltbot.sandbox.supervisor import Supervisor
 
 _AVERAGED_OVER = 16
+
+log = logging.getLogger("moltbot.router")
 
 
 class Dispatcher:
@@ -45,6 +48,7 @@ class Dispatcher:
         self._id_prefix = secrets.token_hex(4)
         self._seconds: dict[str, float] = {}
         self._deadlines: Deadlines[Flight] = Deadlines(clock, self._expire)
+        self._closed = False
 
     def enter(self, request: Request, pin: Pin) -> Flight:
         """Give a request its place in the lane, and start it if it can start now.
@@ -81,22 +85,25 @@ class Dispatcher:
                 call = worker.dispatch(
                     flight.request, flight.request_id, flight.epoch, partial(self._ended, flight)
                 )
-            except MoltbotError as error:
+            except Exception as error:  # whatever it is, the lane must go on
                 self.lanes.finish(flight)
-                flight.refuse(error)
+                flight.refuse(error if isinstance(error, MoltbotError) else _broken(error))
             else:
                 flight.dispatched(call)
             self._deadlines.drop(flight)
 
-    def pump_all(self) -> None:
-        """Start what may start anywhere."""
-        for worker_id in self._workers:
-            self.pump(worker_id)
+    def reconcile(self) -> None:
+        """Do what the workers' states ask for, when their events may have been missed."""
+        for worker_id, worker in self._workers.items():
+            if worker.state is State.QUARANTINED:
+                self.refuse_waiting(worker_id, partial(self.quarantined, worker_id))
+            else:
+                self.pump(worker_id)
 
     def _ended(self, flight: Flight, call: Call) -> None:
         """The worker is done with a flight's call, or is gone."""
         self.last_used[flight.user_id] = self._clock.monotonic()
-        if flight.may_run_again():
+        if not self._closed and flight.may_run_again():
             self.lanes.requeue(flight)
             self._deadlines.set(flight, self._queue_timeout / 1000)
         else:
@@ -135,7 +142,8 @@ class Dispatcher:
             ticket.refuse(why())
 
     def close(self) -> None:
-        """Refuse what waits, for ever: the router stops."""
+        """Refuse what waits, and put nothing back into its lane any more: the router stops."""
+        self._closed = True
         self.refuse_waiting(None, stopping)
         self._deadlines.close()
 
@@ -149,6 +157,11 @@ class Dispatcher:
             reason=str(slot.reason),
             retry_after=wait,
         )
+
+
+def _broken(error: Exception) -> MoltbotError:
+    log.error("a request could not be dispatched", exc_info=error)
+    return MoltbotError("the gateway failed to dispatch the request; its log says how")
 
 
 def stopping() -> NotRunning:

@@ -75,6 +75,8 @@ class Flight:
     def refuse(self, error: MoltbotError) -> None:
         """It will never be dispatched (any more)."""
         if self._failure is None:
+            if self._reruns:  # it ran before: whatever is said of this turn, it may have run
+                error.verdict, error.retryable = "maybe_ran", False
             self._failure = error
             self._wake()
 

@@ -10,6 +10,7 @@ workers live in `sandbox/pool.py`. HTTP and credentials are in `gateway/`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
@@ -113,21 +114,28 @@ class GatewayRouter(Service):
 
     async def _stop(self) -> None:
         self._accepting = False
-        if self._dispatcher is not None:
-            self._dispatcher.close()
-        if self._pool is not None:
-            await self._pool.stop()
+        async with contextlib.AsyncExitStack() as last_first:  # each is put away even if another cannot be
+            last_first.callback(self._forget)
+            for service in (self._database, self._directory):
+                if service is not None:
+                    last_first.push_async_callback(service.stop)
+            last_first.push_async_callback(self._end_tasks)
+            if self._pool is not None:
+                last_first.push_async_callback(self._pool.stop)
+            if self._dispatcher is not None:
+                last_first.callback(self._dispatcher.close)
+
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._directory is not None:
-            await self._directory.stop()
-        if self._database is not None:
-            await self._database.stop()
+
+    def _forget(self) -> None:
         if self._base is not None:
             self._base.release()
-        self._base = self._database = self._directory = self._pool = self._homes = self._dispatcher = None
+        self._base = self._database = self._directory = None
+        self._pool = self._homes = self._dispatcher = None
         self._events.close()
 
     def announce(self, url: str) -> None:
@@ -193,7 +201,7 @@ class GatewayRouter(Service):
         homes, dispatcher = self._homes, self._dispatcher
         if homes is None or dispatcher is None or not self._accepting:
             raise NotRunning(
-                "the gateway is not running (not started, or stopping): start it, or send the request later"
+                "the gateway is not running (not started, or stopping): start it, or send the request later",
             )
         pin = homes.known(request.user_id)
         if pin is not None:
@@ -232,7 +240,7 @@ class GatewayRouter(Service):
         with events:
             async for event in events:
                 if events.take_lost():
-                    dispatcher.pump_all()
+                    dispatcher.reconcile()
                 if isinstance(event, WorkerChanged):
                     if event.state == State.READY:
                         dispatcher.pump(event.worker_id)
