@@ -40,16 +40,16 @@ def call_gateway(
     token_file: Path | None,
 ) -> Any:
     """Run `work(client)` against the running gateway; raises a MoltbotError with the way out if there is none."""
-    from moltbot.cli.wiring import run
+    from moltbot.cli.loops import run
     from moltbot.client.http import GatewayClient
-    from moltbot.gateway.auth import check_token, read_token
+    from moltbot.gateway.tokens import TOKEN_FILE, check_token, read_token
 
     directory = _directory(sandbox_dir)
     address = url or os.environ.get("MOLTBOT_URL") or _announced(directory)
     if token_file is None and "MOLTBOT_TOKEN" in os.environ:
         token = check_token(os.environ["MOLTBOT_TOKEN"], "MOLTBOT_TOKEN")
     else:
-        token = read_token(token_file or directory / "token")
+        token = read_token(token_file or directory / TOKEN_FILE)
 
     async def session() -> Any:
         async with GatewayClient(address, token) as client:
@@ -71,8 +71,14 @@ def _announced(directory: Path) -> str:
     from moltbot.sandbox.base_directory import read_announcement
 
     holder = read_announcement(directory)
-    if not holder.get("url") or not psutil.pid_exists(int(holder.get("pid") or 0)):
+    url, pid = holder.get("url"), holder.get("pid")
+    if (
+        not isinstance(url, str)
+        or type(pid) is not int
+        or not 0 < pid < 1 << 31
+        or not psutil.pid_exists(pid)
+    ):
         raise Unavailable(
             f"no gateway is running in {directory}: start one with `moltbot gateway`, or name it with --url or -s"
         )
-    return str(holder["url"])
+    return url

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moltbot.cli.loops import run
 from moltbot.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, fail, progress, say, say_json, table
 from moltbot.cli.settings import DEFAULT_PORT, Settings, load_settings
-from moltbot.cli.wiring import build_gateway, run
+from moltbot.cli.wiring import build_gateway
 from moltbot.cli.workers import status_text
 from moltbot.client.http import GatewayClient
 from moltbot.core.errors import MoltbotError, PortInUse, SettingsError, StartupError
@@ -24,6 +25,7 @@ from moltbot.core.events import PoolEvent, Subscription, WorkerChanged
 from moltbot.core.messages import Request
 from moltbot.core.units import parse_duration
 from moltbot.gateway.server import Gateway
+from moltbot.sandbox.directories import remove_trees
 
 USERS = ("user-a", "user-b", "user-c")
 ROUNDS = 10
@@ -31,7 +33,10 @@ RECOVERY_SECONDS = 30.0
 
 
 def run_demo(*, workers: int, linger: str, directory: Path | None, port: int | None, as_json: bool) -> int:
-    """Tell the story and return the exit status; `linger`: how long to stay afterwards, `0` until Ctrl+C."""
+    """Tell the story and return the exit status; `linger`: how long to stay afterwards, `0` until Ctrl+C.
+
+    Without `directory` it has one of its own, which is removed if all went well.
+    """
     try:
         seconds = parse_duration(linger) / 1000
     except ValueError as error:
@@ -43,35 +48,41 @@ def run_demo(*, workers: int, linger: str, directory: Path | None, port: int | N
         "port": DEFAULT_PORT if port is None else port,
     }
     settings, _ = load_settings(flags)
-    story = Story(settings, any_port=port is None, quiet=as_json)
+    story = Story(settings, any_port=port is None, fresh=directory is None, quiet=as_json)
     try:
         run(story.tell(seconds))
     except MoltbotError as error:
-        return fail(error, as_json=as_json)
+        status = fail(error, as_json=as_json)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED if not story.finished else story.exit_status
-    if as_json:
-        say_json(story.document)
-    return story.exit_status
+        status = EXIT_INTERRUPTED if not story.finished else story.exit_status
+    else:
+        status = story.exit_status
+        if as_json:
+            say_json(story.document)
+    if not as_json and base.exists():
+        say(f"Its directory is kept: {base}")
+    return status
 
 
 def _fresh_directory() -> Path:
+    """A name that nobody has yet; the directory itself is made once the port is ours."""
     parent = Path("/tmp/moltbot-workers")
     try:
         parent.mkdir(mode=0o700, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
     except OSError as error:
         raise StartupError(
             f"{parent} cannot be used ({error.strerror}): name another directory with -s"
         ) from None
+    return parent / f"demo-{secrets.token_hex(4)}"
 
 
 class Story:
     """The acts, what was found true in each, and the document of it all."""
 
-    def __init__(self, settings: Settings, *, any_port: bool, quiet: bool) -> None:
+    def __init__(self, settings: Settings, *, any_port: bool, fresh: bool, quiet: bool) -> None:
         self._settings = settings
         self._any_port = any_port
+        self._fresh = fresh
         self._quiet = quiet
         self.finished = False
         self.document: dict[str, Any] = {
@@ -108,6 +119,8 @@ class Story:
             await self._linger(gateway, linger)
         finally:
             await gateway.stop()
+        if self._fresh and self.document["ok"]:
+            await remove_trees([str(self._settings.sandbox_base_dir)])
         self._say(
             "All workers stopped." if self.document["ok"] else "Not all of it was true; see the lines with ✗."
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from moltbot.cli.connect import Json, default_gateway_directory
+from moltbot.cli.output import EXIT_INTERRUPTED, STOPPED_EARLY
 
 EXAMPLES = (
     "\b\nExamples:\n  moltbot gateway -w 8 --handler my_agent.py\n  moltbot gateway --host 0.0.0.0 --token-file token"
@@ -28,10 +31,6 @@ def gateway(
     as_json: Json = False,
 ) -> None:
     """Run the gateway until Ctrl+C or SIGTERM."""
-    from moltbot.cli.serving import log_to_stderr, serve
-    from moltbot.cli.settings import load_settings
-    from moltbot.cli.wiring import run
-
     flags: dict[str, Any] = {
         "worker_count": workers,
         "sandbox_base_dir": sandbox_dir,
@@ -41,8 +40,19 @@ def gateway(
         "request_timeout": timeout,
         "token_file": token_file,
     }
+    try:
+        _run(flags, as_json=as_json)
+    except KeyboardInterrupt:
+        print(STOPPED_EARLY, file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _run(flags: Mapping[str, Any], *, as_json: bool) -> None:
+    from moltbot.cli.loops import run
+    from moltbot.cli.serving import serve
+    from moltbot.cli.settings import load_settings
+
     settings, sources = load_settings(flags)
     if "sandbox_base_dir" not in sources:
-        settings, sources = load_settings(flags | {"sandbox_base_dir": default_gateway_directory()})
-    log_to_stderr()
+        settings, sources = load_settings({**flags, "sandbox_base_dir": default_gateway_directory()})
     run(serve(settings, as_json=as_json))

@@ -14,6 +14,7 @@ from typing import Any
 from moltbot.core.errors import MoltbotError, SettingsError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+STOPPED_EARLY = "Stopped before it was listening."
 
 
 def say(text: str = "") -> None:
@@ -52,12 +53,16 @@ def progress(text: str, *, quiet: bool = False) -> Iterator[None]:
         yield
 
 
+def printable(text: str, keep: str = "") -> str:
+    """`text` in which nothing plays tricks on a terminal: what is not printable is escaped, but for `keep`."""
+    return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
+
+
 def fail(error: MoltbotError, *, as_json: bool) -> int:
     """Tell an error and return the exit status that belongs to it."""
     if as_json:
         say_json({"error": error.facts()})
     else:
         # A handler's own words may be in it: they stay on one line and play no tricks on the terminal.
-        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in error.message)
-        print(f"moltbot: {line}", file=sys.stderr)
+        print(f"moltbot: {printable(error.message)}", file=sys.stderr)
     return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED

@@ -36,6 +36,12 @@ DEFAULT_PORT = 18789
 FILE = "moltbot.toml"
 PREFIX = "MOLTBOT_"
 _OTHER_VARIABLES = frozenset({"MOLTBOT_TOKEN", "MOLTBOT_URL", "MOLTBOT_WORKER_ID", "MOLTBOT_INCARNATION"})
+_FLAGS = {
+    "worker_count": "-w/--workers",
+    "request_timeout": "-t/--timeout",
+    "sandbox_base_dir": "-s/--sandbox-dir",
+}
+"""The flags that are not called as their setting."""
 
 
 class Settings(PoolConfig, BaseSettings):
@@ -95,7 +101,7 @@ def _sources(flags: Mapping[str, Any]) -> dict[str, str]:
     return {
         **{name: str(FILE) for name in read_file()},
         **{name: f"environment variable {PREFIX}{name.upper()}" for name in environment},
-        **{name: f"--{name.replace('_', '-')}" for name in flags},
+        **{name: _FLAGS.get(name, f"--{name.replace('_', '-')}") for name in flags},
     }
 
 

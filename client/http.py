@@ -3,7 +3,8 @@
     async with GatewayClient("http://127.0.0.1:18789", token) as client:
         reply = await client.route(Request("agent", "ada", {"message": "hello"}))
 
-Answers are the JSON documents of the reference; an error answer is raised as `GatewayError` with its code and sentence.
+Answers are the JSON documents of the reference; an error answer is raised as `GatewayError` with its code, sentence and
+verdict. Without an answer: `Unavailable`, whose verdict tells a gateway that was never reached from one that was lost.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import aiohttp
 
-from moltbot.core.errors import InvalidRequest, MoltbotError, Unavailable
+from moltbot.core.errors import InvalidRequest, MoltbotError, Unavailable, Verdict
 from moltbot.core.messages import Request
 
 DEFAULT_TIMEOUT = 300.0
 
 
 class GatewayError(MoltbotError):
-    """An error that the gateway answered; `code` and `status` are as it gave them."""
+    """An error that the gateway answered; `code`, `status` and `verdict` are as it gave them."""
 
     def __init__(self, status: int, document: dict[str, Any]) -> None:
         super().__init__(
@@ -32,6 +33,7 @@ class GatewayError(MoltbotError):
             retry_after=document.get("retryAfter"),
             worker=document.get("worker"),
             reason=document.get("reason"),
+            verdict=_verdict(status, document),
             details=document.get("details"),
         )
         self.status = status
@@ -67,10 +69,13 @@ class GatewayClient:
         async with self._request("POST", "/api/route", json=_body(request), headers=headers) as response:
             if response.status != 200:
                 raise await _error(response)
+            name = ""
             async for name, data in _events(response):
                 if name == "error":
                     raise GatewayError(int(data.get("status", 500)), data)
                 yield name, data
+            if name != "reply":
+                raise _lost()
 
     async def workers(self) -> dict[str, Any]:
         """The pool and its workers."""
@@ -104,10 +109,30 @@ class GatewayClient:
             raise InvalidRequest(
                 f"{self.url} is not the address of a gateway: write it as http://127.0.0.1:18789"
             ) from None
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except aiohttp.ClientConnectorError as error:
+            why = (error.os_error.strerror or str(error.os_error)).lower()
             raise Unavailable(
-                f"no gateway answers at {self.url} ({_why(error)}): is `moltbot gateway` running?"
+                f"no gateway answers at {self.url} ({why}): is `moltbot gateway` running?"
             ) from None
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            raise _lost() from None
+
+
+def _lost() -> Unavailable:
+    """The request was sent, or may have been, and no whole answer came back."""
+    return Unavailable(
+        "the connection to the gateway ended before the answer: it may have run",
+        retryable=False,
+        verdict="maybe_ran",
+    )
+
+
+def _verdict(status: int, document: dict[str, Any]) -> Verdict:
+    """The document's; where it has none, only what the edge refused (4xx) is sure not to have started."""
+    for verdict in get_args(Verdict):
+        if document.get("verdict") == verdict:
+            return verdict  # type: ignore[no-any-return]
+    return "not_started" if 400 <= status < 500 else "maybe_ran"
 
 
 def _body(request: Request) -> dict[str, Any]:
@@ -151,10 +176,3 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
         *lines, rest = (rest + piece).split(b"\r\n")
         for line in lines:
             yield line.decode()
-
-
-def _why(error: Exception) -> str:
-    """What keeps us from the gateway, without the library's own words around it."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return (error.os_error.strerror or str(error.os_error)).lower()
-    return str(error) or "no answer in time"

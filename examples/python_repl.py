@@ -25,8 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-from moltbot import Context, InvalidRequest, handler, on_leave, on_start
-from moltbot.worker.users import User
+from moltbot import Context, InvalidRequest, User, handler, on_leave, on_start
 
 MAX_OUTPUT = 64 << 10
 SOURCE = "<your code>"

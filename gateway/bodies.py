@@ -52,11 +52,20 @@ def _finite(text: str) -> float:
 
 
 def to_json(value: Any) -> str:
-    """JSON text of a reply; raises HandlerError if the handler gave something that JSON cannot carry."""
+    """JSON text of a reply; raises HandlerError, which says what to return instead, for what JSON cannot carry."""
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise HandlerError(f"the handler's answer cannot be carried as JSON: {error}") from None
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_refuse_value)
+    except TypeError:
+        sentence = "a key that is no text cannot be carried as JSON: make it text"
+    except ValueError:
+        sentence = "nan and infinity cannot be carried as JSON: return None or text"
+    except RecursionError:
+        sentence = "what is nested so deeply cannot be carried as JSON: return less of it"
+    raise HandlerError(sentence)
+
+
+def _refuse_value(value: Any) -> NoReturn:
+    raise HandlerError(f"{type(value).__name__} cannot be carried as JSON: return text")
 
 
 def json_response(value: Any, *, status: int = 200) -> web.Response:

@@ -6,7 +6,9 @@ passes the middleware of `app.py`, which answers every error itself.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,7 +20,20 @@ log = logging.getLogger("moltbot.gateway")
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's own, with our words for what it cannot read."""
+    """aiohttp's own, with our words for what it cannot read, and a bound for how many there are."""
+
+    __slots__ = ("_max_connections", "_server")
+
+    def __init__(self, server: web.Server, *, max_connections: int, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        self._max_connections = max_connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if len(self._server.connections) > self._max_connections:
+            log.warning("refused a connection: %d are open, the most allowed", self._max_connections)
+            self.force_close()
 
     def handle_error(
         self,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,17 @@ from aiohttp import web
 from moltbot.core.errors import PortInUse, StartupError
 from moltbot.core.service import Service
 from moltbot.gateway.app import create_app
-from moltbot.gateway.auth import TOKEN_FILE, OperatorAuth, check_token, load_or_create_token, read_token
+from moltbot.gateway.auth import OperatorAuth
 from moltbot.gateway.origins import WILDCARDS, Origins
 from moltbot.gateway.protocol import Protocol
+from moltbot.gateway.tokens import TOKEN_FILE, check_token, load_or_create_token, read_token
 from moltbot.router.gateway_router import GatewayRouter
 
 CLOSE_SECONDS = 5.0
+IDLE_SECONDS = 30.0  # for a connection that sends no request, or only a part of its head
+MAX_CONNECTIONS = 10_000
+_DESCRIPTORS_PER_WORKER = 8
+_OWN_DESCRIPTORS = 100
 
 log = logging.getLogger("moltbot.gateway")
 
@@ -87,8 +93,10 @@ class Gateway(Service):
         assert server is not None
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {"access_log": None}  # which aiohttp means, but does not declare
+        options["keepalive_timeout"] = IDLE_SECONDS
+        limit = connection_limit(self.router.config.worker_count)
         self._listener = await loop.create_server(
-            lambda: Protocol(server, loop=loop, **options), sock=self._socket
+            lambda: Protocol(server, max_connections=limit, loop=loop, **options), sock=self._socket
         )
         self.router.announce(self.url)
 
@@ -117,6 +125,15 @@ class Gateway(Service):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def connection_limit(workers: int) -> int:
+    """How many connections may be open at once, so that descriptors are left for the workers and the database."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserved = _OWN_DESCRIPTORS + workers * _DESCRIPTORS_PER_WORKER
+    return (
+        MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, max(16, soft - reserved))
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -11,7 +11,11 @@ from moltbot.gateway.bodies import json_response
 from moltbot.gateway.keys import AUTH, ROUTER
 from moltbot.router.status import PoolStatus
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/health"})
+PROBES = frozenset({"/livez", "/readyz"})
+"""Answered to any Host."""
+
+PUBLIC_PATHS = PROBES | {"/health"}
+"""Answered without a credential."""
 
 
 async def get_livez(request: web.Request) -> web.Response:

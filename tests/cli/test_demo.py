@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +108,39 @@ def test_the_demo_of_a_broken_system_does_not_say_that_all_is_well(tmp_path: Pat
     assert "All of it was true" not in result.stdout
 
 
+def fresh_directory(printed: str) -> Path:
+    """The directory that a demo without -s made for itself."""
+    [path] = re.findall(r"workers in (/tmp/moltbot-workers/demo-[0-9a-f]{8}) \.\.\.\n", printed)
+    return Path(path)
+
+
+def test_a_fresh_directory_is_removed_after_success(tmp_path: Path) -> None:
+    result = moltbot(tmp_path, *DEMO, "-w", "2")
+    assert result.returncode == 0
+    assert result.stdout.endswith("\nAll workers stopped.\n")
+    assert not fresh_directory(result.stdout).exists()
+
+
+def test_a_fresh_directory_is_kept_and_named_after_a_failure(tmp_path: Path) -> None:
+    result = moltbot(tmp_path, *DEMO, "-w", "1", MOLTBOT_HANDLER="no_such_file.py")
+    path = fresh_directory(result.stdout)
+    try:
+        assert str(path) in failed(result, 1)
+        assert result.stdout.endswith(f"\nIts directory is kept: {path}\n")
+        assert (path / "worker-0" / "logs").is_dir()
+    finally:
+        shutil.rmtree(path)
+
+
+def test_for_a_port_that_is_taken_no_directory_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = moltbot(tmp_path, "workers", "demo", "-w", "1", "-t", "1ms", "--port", port)
+    failed(result, 1)
+    assert not fresh_directory(result.stdout).exists()
+    assert "is kept" not in result.stdout
+
+
 def test_a_demo_whose_worker_does_not_come_back_fails(tmp_path: Path) -> None:
     result = moltbot(tmp_path, *DEMO, "-w", "3", "-s", "base", MOLTBOT_MAX_RESTART_ATTEMPTS="0")
     assert result.returncode == 1
@@ -153,7 +188,7 @@ def test_a_demo_that_waits_for_ctrl_c_ends_by_it(tmp_path: Path, number: int) ->
     process.send_signal(number)
     rest, stderr = process.communicate(timeout=PATIENCE)
     assert "Stopping at Ctrl+C." in "".join(lines)
-    assert rest == "All workers stopped.\n"
+    assert rest == "All workers stopped.\nIts directory is kept: base\n"
     assert (process.returncode, stderr) == (0, "")
 
 

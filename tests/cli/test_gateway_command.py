@@ -69,6 +69,52 @@ def test_a_refused_message_is_one_line(gateway: Running, home: Path, words: list
     assert says in failed(moltbot(home, "send", *words, "-s", "base"), 1)
 
 
+def test_send_takes_a_whole_payload(gateway: Running, home: Path) -> None:
+    words = ["send", "eve", "--type", "session", "-s", "base", "--json", "--payload"]
+    moltbot(home, *words, '{"op": "set", "key": "k", "value": [1, null]}')
+    reply = json.loads(moltbot(home, *words, '{"op": "get", "key": "k"}').stdout)
+    assert reply["payload"] == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give the message, or --payload"),
+        (["hello", "--payload", "{}"], "not both"),
+        (["--payload", "{"], "this is not JSON"),
+        (["--payload", "[" * 100_000], "this is not JSON"),
+        (["hello", "there"], "there"),
+    ],
+)
+def test_send_of_no_text_or_too_much_is_wrong_usage(tmp_path: Path, words: list[str], says: str) -> None:
+    result = moltbot(tmp_path, "send", "ada", *words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Usage: " in result.stderr
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_is_streamed_plays_no_tricks_on_a_terminal(gateway: Running, home: Path) -> None:
+    text = "one\n\ttwo \x1b]0;title\x07 \x9b31m \u202e \u00a0\u200d ü"
+    ours, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            command("send", "tty", text, "-s", "base"),
+            cwd=home,
+            env=environment(home, PYTHONUTF8="1"),
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.wait(PATIENCE) == 0
+        shown = os.read(ours, 4096).decode().replace("\r\n", "\n")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "one\n\ttwo \\x1b]0;title\\x07 \\x9b31m \\u202e \u00a0\u200d ü\n" in shown
+    assert text in moltbot(home, "send", "pipe", text, "-s", "base", PYTHONUTF8="1").stdout
+
+
 def test_where_tells_the_worker_and_the_directories(gateway: Running, home: Path) -> None:
     moltbot(home, "send", "a/b", "hello", "-s", "base")
     result = moltbot(home, "users", "where", "a/b", "-s", "base")
@@ -206,11 +252,10 @@ def test_a_handler_that_does_not_load_is_one_line(tmp_path: Path, content: str |
     result = moltbot(
         tmp_path, "gateway", "-w", "1", "-s", "base", "--port", "0", "--handler", "my_handler.py"
     )
-    line = result.stderr.splitlines()[-1]
-    assert (result.returncode, result.stdout) == (1, "")
+    line = failed(result, 1)
+    assert result.stdout == ""
     assert line.startswith("moltbot: worker-0 cannot boot")
     assert says in line
-    assert "Traceback" not in result.stderr
 
 
 def test_the_default_directory_is_the_users_own(tmp_path: Path) -> None:
@@ -252,3 +297,67 @@ def test_port_zero_prints_the_port_it_took(gateway: Running) -> None:
     with socket.create_connection((host, int(port))):
         assert int(port) > 0
     assert os.path.exists(gateway.document["directory"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_before_it_listens_ends_it_with_one_line(tmp_path: Path, number: int, status: int) -> None:
+    at = stage(tmp_path / "stage")
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(at / 'loading')!r}).touch()\ntime.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        command("gateway", "--port", "0", "-w", "1", "-s", "base", "--handler", "slow.py"),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (at / "loading").exists():
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (status, "", "Stopped before it was listening.\n")
+    assert not (tmp_path / "base" / "gateway.json").exists()
+
+
+def test_one_request_that_still_runs_is_told_in_the_singular(tmp_path: Path) -> None:
+    at = stage(tmp_path / "stage")
+    process = subprocess.Popen(
+        command("gateway", "--port", "0", "-w", "1", "-s", "base", "--handler", BEHAVIOURS),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Ctrl+C" in line:
+            break
+    payload = json.dumps({"stage": str(at)})
+    client = subprocess.Popen(
+        command("send", "ada", "--type", "hold", "--payload", payload, "-s", "base"),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while "begin ada 0" not in (at / "log").read_text():
+        assert client.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline().startswith("Stopping; 1 request still runs. Press")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    client.wait(PATIENCE)
+
+
+def test_what_was_logged_while_it_started_is_shown_once_it_listens(tmp_path: Path) -> None:
+    with Running(tmp_path, "-w", "1", "-s", "base", "--host", "0.0.0.0") as gateway:
+        status, _, err = gateway.end(signal.SIGTERM)
+    assert status == 0
+    assert "WARNING listening on all addresses" in err
+    assert len(err.splitlines()) == 1

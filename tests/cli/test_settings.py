@@ -129,9 +129,12 @@ def test_a_wrong_variable_is_named(
 
 def test_a_wrong_flag_is_named_as_it_was_typed(here: Path) -> None:
     result = moltbot(here, "gateway", "-w", "0")
-    assert "worker_count = 0 (from --worker" in failed(result, 2)
+    assert "worker_count = 0 (from -w/--workers) is" in failed(result, 2)
     result = moltbot(here, "gateway", "-t", "soon")
-    assert "request_timeout = 'soon'" in failed(result, 2)
+    assert "request_timeout = 'soon' (from -t/--timeout) is" in failed(result, 2)
+    result = moltbot(here, "gateway", "--port", "70000")
+    assert "port = 70000 (from --port) is" in failed(result, 2)
+    assert load_settings({"sandbox_base_dir": "x"})[1] == {"sandbox_base_dir": "-s/--sandbox-dir"}
     document = json.loads(moltbot(here, "gateway", "-w", "0", "--json").stdout)
     assert document["error"]["code"] == "invalid_setting"
 

@@ -22,7 +22,7 @@ from moltbot.core import errors, framing, messages, session, user_key
 from moltbot.core.units import format_duration, format_size
 from moltbot.gateway.problems import _STATUS
 from moltbot.router import flight, placement, ring
-from moltbot.sandbox import health, lifecycle, logs, policies, restart, supervisor
+from moltbot.sandbox import health, lifecycle, logs, policies, restart
 from moltbot.sandbox.config import MAX_WORKERS
 from moltbot.worker import calls, record, state
 from tests.docs.pages import PAGES
@@ -116,7 +116,7 @@ def limits() -> str:
             "rest of a quarantined worker: first, at most",
             f"{_s(restart.PROBATION)}, {_s(restart.MAX_PROBATION)}",
         ],
-        ["time for a cancelled handler to end", _s(supervisor.CANCEL_GRACE)],
+        ["time for a cancelled handler to end", _s(policies.CANCEL_GRACE)],
         ["time for a drained worker to stop", _s(policies.STOP_GRACE)],
         ["one log file; older ones kept", f"{format_size(logs.MAX_LOG_BYTES)}; {logs.LOG_BACKUPS}"],
         [

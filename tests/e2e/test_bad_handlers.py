@@ -112,10 +112,10 @@ async def test_every_exception_is_told_in_a_sentence_and_spoils_no_state(
         ("itself", "a value that msgpack cannot carry"),
         ("deep", "a value that msgpack cannot carry"),
         ("surrogate", "a value that msgpack cannot carry"),
-        ("bytes", "cannot be carried as JSON"),
-        ("nan", "cannot be carried as JSON"),
+        ("bytes", "bytes cannot be carried as JSON: return text"),
+        ("nan", "nan and infinity cannot be carried as JSON"),
         ("infinity", "cannot be carried as JSON"),
-        ("key of bytes", "cannot be carried as JSON"),
+        ("key of bytes", "a key that is no text cannot be carried as JSON"),
     ],
 )
 async def test_an_answer_that_cannot_go_out_is_an_error_of_the_handler(
@@ -238,6 +238,7 @@ async def test_three_thousand_nested_folders_in_temp_hinder_no_restart(tmp_path:
             await change_to(events, "ready")
         await still_works(gateway, restarts=1)
         await eventually(lambda: not os.path.exists(start))
+        await eventually(lambda: not os.listdir(tmp_path / "base" / "trash"))  # and deleted in the end
 
 
 async def test_a_user_whose_handler_hangs_is_the_only_one_who_waits(tmp_path: Path) -> None:

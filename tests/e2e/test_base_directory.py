@@ -13,7 +13,7 @@ import pytest
 
 from moltbot import BaseDirectoryError, DatabaseDamaged, MoltbotError, Request, create_gateway_router
 from tests.fakes import descendants
-from tests.support import Running, check_sentence, failed, log_lines, moltbot, pool_config, router_in, stage
+from tests.support import Running, check_sentence, failed, moltbot, pool_config, router_in
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
@@ -211,10 +211,14 @@ async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     await refusal(tmp_path / "base", "not one of moltbot's")
 
 
-async def test_something_in_a_workers_place_is_told(tmp_path: Path) -> None:
-    async with router_in(tmp_path / "base"):
+async def test_what_a_worker_planted_in_its_place_does_not_stop_its_next_start(tmp_path: Path) -> None:
+    base, outside = tmp_path / "base", tmp_path / "outside"
+    outside.mkdir()
+    async with router_in(base):
         pass
-    shutil.rmtree(tmp_path / "base" / "worker-0" / "state")
-    (tmp_path / "base" / "worker-0" / "state").symlink_to(tmp_path)
-    await refusal(tmp_path / "base", "worker-0/state is a link")
-    assert log_lines(stage(tmp_path / "stage")) == []
+    shutil.rmtree(base / "worker-0" / "state")
+    (base / "worker-0" / "state").symlink_to(outside)
+    async with router_in(base):
+        assert (base / "worker-0" / "state").is_dir()
+        assert not (base / "worker-0" / "state").is_symlink()
+    assert list(outside.iterdir()) == []

@@ -82,7 +82,7 @@ async def test_the_scheme_may_be_written_in_any_case(gateway: Gateway) -> None:
     ],
 )
 async def test_a_foreign_host_is_refused_whatever_the_path(gateway: Gateway, host: str) -> None:
-    for target in ("POST /api/route", "GET /livez", "GET /"):
+    for target in ("POST /api/route", "GET /health", "GET /livez/", "GET /"):
         answer = await raw(gateway, request_bytes(BODY, host=host, target=target))
         assert answer.status in (400, 421), host
         if answer.status == 421:
@@ -153,6 +153,14 @@ async def test_allowed_hosts_are_answered_and_others_still_not(tmp_path: Path) -
         assert (await raw(gateway, request_bytes(BODY, host="gateway.example:8443"))).status == 200
         assert (await raw(gateway, request_bytes(BODY, host="localhost"))).status == 200
         (await raw(gateway, request_bytes(BODY, host="evil.example"))).problem(421, "misdirected")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_a_probe_is_answered_by_any_name(gateway: Gateway, path: str) -> None:
+    for host in ("10.1.2.3:18789", "evil.example", "a/b"):
+        request = request_bytes(b"", host=host, target=f"GET {path}").replace(CREDENTIAL, b"")
+        answer = await raw(gateway, request)
+        assert (answer.status, list(answer.json)) == (200, ["status"])
 
 
 async def test_bound_to_all_addresses_without_a_list_any_host_is_answered(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moltbot import StartupError, create_gateway_router
-from moltbot.gateway.auth import load_or_create_token, read_token
 from moltbot.gateway.server import EdgeConfig, Gateway
+from moltbot.gateway.tokens import load_or_create_token, read_token
 from tests.support import check_sentence, pool_config
 
 
