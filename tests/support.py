@@ -6,6 +6,7 @@ Waits for signals and for conditions are in `fakes.py`; the handlers that the wo
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -85,6 +86,8 @@ async def call(
 ) -> Answer:
     """One HTTP call with the operator's credential."""
     given = {"Authorization": f"Bearer {gateway.token}"} | dict(headers or {})
+    if isinstance(options.get("data"), bytes):
+        options["data"] = io.BytesIO(options["data"])  # aiohttp warns of large bodies in one piece
     async with (
         aiohttp.ClientSession() as session,
         session.request(method, gateway.url + path, headers=given, **options) as response,
@@ -95,7 +98,8 @@ async def call(
 async def post(gateway: Gateway, kind: str, user_id: Any, payload: Any = None, **fields: Any) -> Answer:
     """One `POST /api/route`."""
     body = {"type": kind, "userId": user_id, "payload": payload} | fields
-    return await call(gateway, "POST", "/api/route", json=body)
+    headers = {"Content-Type": "application/json"}
+    return await call(gateway, "POST", "/api/route", data=json.dumps(body).encode(), headers=headers)
 
 
 async def raw(gateway: Gateway, data: bytes) -> Answer:

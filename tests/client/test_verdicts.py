@@ -107,16 +107,23 @@ VANISHING = {
 async def vanishing(answer: bytes | None) -> AsyncIterator[str]:
     """A gateway that reads a request, sends this much of an answer, and is gone; None: it never answers."""
 
+    served: list[asyncio.Task[None] | None] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"}")
-        if answer is None:
-            await reader.read()
-        else:
-            writer.write(answer)
-        writer.close()
+        served.append(asyncio.current_task())
+        try:
+            await reader.readuntil(b"}")
+            if answer is None:
+                await reader.read()
+            else:
+                writer.write(answer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*(task for task in served if task is not None), return_exceptions=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
