@@ -16,7 +16,10 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """Return the body, a JSON object; raises Refused (413, 415) or InvalidRequest."""
     if request.content_type != "application/json":
         raise Refused(415, "unsupported_media_type", "send the header `Content-Type: application/json`")
-    body = await request.read()
+    try:
+        body = await request.read()
+    except web.RequestPayloadError:
+        raise InvalidRequest("the body is not what Content-Encoding says, or was cut short") from None
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_number, parse_float=_finite)
     except UnicodeDecodeError as error:

@@ -115,6 +115,12 @@ async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(gateway: Gate
     answer.problem(413, "payload_too_large")
 
 
+async def test_a_body_that_is_not_the_gzip_it_claims_to_be_is_refused(gateway: Gateway) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = await call(gateway, "POST", "/api/route", data=b"not gzip at all", headers=headers)
+    assert "Content-Encoding" in answer.problem(400, "invalid_request")
+
+
 async def test_a_body_below_the_limit_is_carried_whole(gateway: Gateway) -> None:
     text = "x" * (9 * MB)
     assert (await post(gateway, "echo", "ada", text)).json["payload"] == text
