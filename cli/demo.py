@@ -67,6 +67,8 @@ def run_demo(*, workers: int, linger: str, directory: Path | None, port: int | N
 def _fresh_directory() -> Path:
     """A name that nobody has yet; the directory itself is made once the port is ours."""
     parent = Path("/tmp/moltbot-workers")
+    if parent.is_symlink() or (parent.exists() and parent.stat().st_uid != os.geteuid()):
+        parent = parent.with_name(f"moltbot-workers-{os.geteuid()}")  # somebody else tried it first
     try:
         parent.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

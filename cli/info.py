@@ -9,8 +9,7 @@ from moltbot.cli.connect import default_gateway_directory
 from moltbot.cli.output import table
 from moltbot.cli.settings import Settings
 from moltbot.core.units import format_duration, format_size, parse_duration, parse_size
-
-ISOLATION = "directories"
+from moltbot.sandbox.config import parse_uids
 
 _DRAWING = """\
                  requests for many users
@@ -50,7 +49,7 @@ GUARANTEES = (
     ("Sticky routing", "a user always goes to the same worker; restarts change nothing"),
     (
         "Isolation",
-        "workers have separate directories and a clean environment; isolation level in force: {isolation}",
+        "a worker sees its own directories only, as far as the isolation level goes: {isolation}, see `moltbot doctor`",
     ),
     ("Crash safety", "a crash costs only the requests in flight on that worker"),
     ("Auto-recovery", "a dead worker comes back under its name, with its directories"),
@@ -65,8 +64,10 @@ def info_document(settings: Settings, sources: Mapping[str, str]) -> dict[str, A
             {"name": name, "default": default, "value": value, "source": source, "description": description}
             for name, default, value, source, description in _settings(settings, sources)
         ],
-        "guarantees": [{"name": name, "text": text.format(isolation=ISOLATION)} for name, text in GUARANTEES],
-        "isolation": ISOLATION,
+        "guarantees": [
+            {"name": name, "text": text.format(isolation=settings.isolation)} for name, text in GUARANTEES
+        ],
+        "isolation": settings.isolation,
     }
 
 
@@ -74,7 +75,8 @@ def info_text(settings: Settings, sources: Mapping[str, str]) -> str:
     """The whole page."""
     rows = _settings(settings, sources)
     guarantees = [
-        f"  {i}. {name}: {text.format(isolation=ISOLATION)}" for i, (name, text) in enumerate(GUARANTEES, 1)
+        f"  {i}. {name}: {text.format(isolation=settings.isolation)}"
+        for i, (name, text) in enumerate(GUARANTEES, 1)
     ]
     return "\n".join(
         [
@@ -131,6 +133,8 @@ def _show(value: Any, metadata: list[Any]) -> str:
         return format_duration(value)
     if parse_size in parsers:
         return format_size(value)
+    if parse_uids in parsers:
+        return "-".join(map(str, value))
     if isinstance(value, tuple):
-        return " ".join(value) or "-"
+        return " ".join(map(str, value)) or "-"
     return str(value).lower() if isinstance(value, bool) else str(value)

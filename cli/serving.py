@@ -58,7 +58,8 @@ def _end_on_signals(ended: asyncio.Future[int]) -> None:
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def end(received: int) -> None:
-        ended.set_result(received)
+        if not ended.done():
+            ended.set_result(received)
         for number in signals:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)

@@ -81,6 +81,7 @@ def status_text(document: dict[str, Any]) -> str:
         "SERVED",
         "RESTARTS",
         "MEMORY",
+        "DISK",
         "LAST EXIT",
     ]
     rows = []
@@ -98,6 +99,7 @@ def status_text(document: dict[str, Any]) -> str:
                 worker["requests"],
                 worker["restartCount"],
                 approximate_size(worker["memory"]) if worker["memory"] else "-",
+                approximate_size(worker["disk"]),
                 f"{last['reason']} ({last['detail']})" if last else "-",
             ]
         )
@@ -105,4 +107,15 @@ def status_text(document: dict[str, Any]) -> str:
         f"{document['healthyWorkers']} of {document['totalWorkers']} workers ready, {document['queuedRequests']} requests "
         f"waiting, {document['routingTableSize']} users pinned, isolation level {document['isolation']}"
     )
-    return f"{summary}\n{table(headers, rows)}"
+    return "\n".join([summary, table(headers, rows), *_isolation_lines(document)])
+
+
+def _isolation_lines(document: dict[str, Any]) -> list[str]:
+    """What the workers' walls do, and what they do not do here."""
+    protections = document["protections"]
+    held = ", ".join(item["name"] for item in protections if item["inForce"])
+    missing = [f"  {item['name']}: {item['detail']}" for item in protections if not item["inForce"]]
+    lines = ["", f"In force: {held}."]
+    if missing:
+        lines += ["Not in force:", *missing]
+    return [*lines, f"WARNING: {document['warning']}."] if document["warning"] else lines

@@ -19,6 +19,7 @@ __all__ = [
     "FrameError",
     "HandlerError",
     "InvalidRequest",
+    "IsolationUnavailable",
     "MoltbotError",
     "NotFound",
     "NotRunning",
@@ -29,6 +30,7 @@ __all__ = [
     "RequestTimeout",
     "SettingsError",
     "StartupError",
+    "StorageFull",
     "Unavailable",
     "UnknownType",
     "UserQueueFull",
@@ -171,6 +173,14 @@ class WorkerDied(MoltbotError):
     verdict: Verdict = "maybe_ran"
 
 
+class StorageFull(MoltbotError):
+    """The directories of the user's worker are beyond `max_disk` or `max_inodes`."""
+
+    code = "storage_full"
+    usual_wait = 30.0
+    retryable = True
+
+
 class Cancelled(MoltbotError):
     """The request was cancelled by its caller."""
 
@@ -238,6 +248,12 @@ class BootError(StartupError):
     """A worker could not boot: its handler does not load, or it never became ready."""
 
     code = "boot_failed"
+
+
+class IsolationUnavailable(StartupError):
+    """No isolation level that is allowed works on this machine."""
+
+    code = "isolation_unavailable"
 
 
 class PortInUse(StartupError):

@@ -71,6 +71,16 @@ class RequestOverdue(PoolEvent):
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class StorageAlarm(PoolEvent):
+    """What a worker's directories hold came near a limit, or went beyond it (`full`); once at each crossing."""
+
+    name: ClassVar[str] = "storage-alarm"
+    worker_id: str
+    full: bool
+    detail: str
+
+
 E = TypeVar("E")
 
 

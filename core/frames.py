@@ -47,9 +47,10 @@ class Requested(NamedTuple):
 
 
 class CancelRequested(NamedTuple):
-    """The caller gave up; a final frame is still owed."""
+    """An early end is wanted; a final frame is still owed. reason: why, if it is more than that the caller gave up."""
 
     id: int
+    reason: str | None = None
 
 
 class CreditGranted(NamedTuple):
@@ -111,7 +112,7 @@ FROM_WORKER: dict[str, dict[str, Check]] = {
     "drained": {},
 }
 
-OPTIONAL = frozenset({"details", "usage", "error", "deadline_ms", "meta"})
+OPTIONAL = frozenset({"details", "usage", "error", "deadline_ms", "meta", "reason"})
 
 TO_WORKER: dict[str, dict[str, Check]] = {
     "hello": {"v": _is_int, "worker_id": _is_str, "incarnation": _is_int, "config": _is_map},
@@ -124,7 +125,7 @@ TO_WORKER: dict[str, dict[str, Check]] = {
         "deadline_ms": _is_number,
         "meta": _is_map,
     },
-    "cancel": {"id": _is_int},
+    "cancel": {"id": _is_int, "reason": _is_text},
     "credit": {"id": _is_int, "n": _is_int},
     "arrive": _USER,
     "leave": {"user_id": _is_str},

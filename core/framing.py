@@ -17,6 +17,10 @@ _HEADER = 4
 # on the wire and a hundred times that in memory.
 _UNPACK: dict[str, Any] = {"strict_map_key": True, "max_array_len": 1 << 20, "max_map_len": 1 << 18}
 
+# Lengths bound one item; in a large frame the items are counted too, for there many can lie in one another.
+_COUNTED_FROM = 256 << 10
+_MOST_ITEMS = 400_000
+
 Frame = dict[str, Any]
 
 
@@ -40,7 +44,7 @@ def encode_checked(frame: Frame, limit: int = MAX_FRAME_BYTES) -> bytes:
     """
     data = encode(frame, limit)
     try:
-        msgpack.unpackb(memoryview(data)[_HEADER:], **_UNPACK)
+        _load(memoryview(data)[_HEADER:])
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return data
@@ -77,13 +81,28 @@ class Decoder:
         return None
 
 
+def _load(body: memoryview) -> Any:
+    if len(body) < _COUNTED_FROM:
+        return msgpack.unpackb(body, **_UNPACK)
+    left = _MOST_ITEMS
+
+    def count(item: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {_MOST_ITEMS} lists and maps in one frame")
+        return item
+
+    return msgpack.unpackb(body, list_hook=count, object_hook=count, **_UNPACK)
+
+
 def _unpack(body: memoryview) -> Frame:
     try:
-        frame = msgpack.unpackb(body, **_UNPACK)
+        frame = _load(body)
     except (
         Exception
     ) as error:  # the unpacker raises its own errors, ValueError, TypeError and UnicodeDecodeError
-        raise FrameError(f"a frame is not msgpack: {error}") from None
+        raise FrameError(f"a frame is not msgpack: {str(error) or type(error).__name__}") from None
     finally:
         body.release()
     if not isinstance(frame, dict):

@@ -137,12 +137,12 @@ class Caller(_Side):
         self._send_bytes(data)
         return id
 
-    def cancel(self, id: int) -> None:
-        """Ask for an early end; harmless if the call has ended or was cancelled before."""
+    def cancel(self, id: int, reason: str | None = None) -> None:
+        """Ask for an early end, and tell why; harmless if the call has ended or was cancelled before."""
         call = self._calls.get(id)
         if call is not None and not call.cancelled:
             call.cancelled = True
-            self._send({"kind": "cancel", "id": id})
+            self._send({"kind": "cancel", "id": id} | ({"reason": reason} if reason is not None else {}))
 
     def consumed(self, id: int, size: int) -> None:
         """The reader has taken streamed frames of `size` bytes: grant credit again, in steps of half the window."""
@@ -293,7 +293,7 @@ class Callee(_Side):
             call.waiting.clear()
             call.backlog = 0
             self._release(id, call)
-            return CancelRequested(id)
+            return CancelRequested(id, frame.get("reason"))
         call.credit += frame["n"]
         self._release(id, call)
         return CreditGranted(id)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 
 _READ_BYTES = 64 << 10
+_LAST_READS = 64
 
 
 class Wire:
@@ -89,9 +90,10 @@ class Wire:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
-            # Nobody will ever read it: drop it, or the loop would try for ever. The end itself is told by the reader,
-            # after what the other side still said.
-            self._deaf = True
+            # Nobody will ever read it: drop it, or the loop would try for ever.
+            if not self._deaf:
+                self._deaf = True
+                self._on_loop(self._hear_out)
             return len(data)
         self.written += sent
         return sent
@@ -116,6 +118,22 @@ class Wire:
         if data:
             self._on_data(data)
         elif not self._closed:
+            self.close()
+            self._on_close()
+
+    def _hear_out(self) -> None:
+        """The other side reads no more: take what it has said until now, and end, whatever it goes on saying."""
+        for _ in range(_LAST_READS):
+            if self._closed:
+                return
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except OSError:
+                break
+            if not data:
+                break
+            self._on_data(data)
+        if not self._closed:
             self.close()
             self._on_close()
 

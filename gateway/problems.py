@@ -33,6 +33,7 @@ _STATUS: Mapping[str, int] = {
     "not_running": 503,
     "worker_quarantined": 503,
     "timeout": 504,
+    "storage_full": 507,
 }
 
 _EDGE_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}

@@ -77,6 +77,7 @@ class Gateway(Service):
     async def _start(self) -> None:
         config = self._config
         self._socket = bind(config.host, config.port)
+        self.router.close_to_workers(self.port)
         await self.router.start()
         self.token = self._load_token()
         origins = Origins(config.host, config.allowed_hosts)

@@ -37,7 +37,7 @@ from moltbot.router.dispatcher import Dispatcher, stopping
 from moltbot.router.flight import Flight
 from moltbot.router.homes import Homes
 from moltbot.router.ring import Ring
-from moltbot.router.status import ISOLATION, PoolStatus, Receipt, is_healthy, user_directories, worker_status
+from moltbot.router.status import PoolStatus, Receipt, is_healthy, user_directories, worker_status
 from moltbot.sandbox.base_directory import BaseDirectory
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import worker_name
@@ -67,6 +67,7 @@ class GatewayRouter(Service):
     def __init__(self, config: PoolConfig, clock: Clock) -> None:
         super().__init__()
         self.config = config
+        self._closed_ports: tuple[int, ...] = ()
         self._clock = clock
         self._events: Broadcast[PoolEvent] = Broadcast()
         self._worker_ids = [worker_name(index) for index in range(config.worker_count)]
@@ -94,7 +95,7 @@ class GatewayRouter(Service):
         self._directory = Directory(self._database, self._clock)
         await self._directory.start()
         self._directory.check_workers(self._worker_ids)
-        self._pool = WorkerPool(self.config, path, self._clock, self._events)
+        self._pool = WorkerPool(self.config, path, self._clock, self._events, self._closed_ports)
         self._dispatcher = Dispatcher(self.config, self._pool.workers, self._clock)
         self._homes = Homes(
             self._ring,
@@ -137,6 +138,12 @@ class GatewayRouter(Service):
         self._base = self._database = self._directory = None
         self._pool = self._homes = self._dispatcher = None
         self._events.close()
+
+    def close_to_workers(self, *ports: int) -> None:
+        """Name TCP ports that no worker may reach, such as that of a gateway in front; before `start`."""
+        if self._pool is not None:
+            raise RuntimeError("the workers' walls are up already")
+        self._closed_ports = ports
 
     def announce(self, url: str) -> None:
         """Write the gateway's address where the command line finds it."""
@@ -315,6 +322,9 @@ class GatewayRouter(Service):
         """The pool and every worker as they are now; reads memory only. None before start."""
         if self._pool is None or self._directory is None or self._dispatcher is None:
             return None
+        isolation = self._pool.isolation
+        if isolation is None:
+            return None
         lanes = self._dispatcher.lanes
         counts = self._directory.counts()
         workers = [
@@ -337,7 +347,9 @@ class GatewayRouter(Service):
             completed_requests=self._completed,
             failed_requests=self._failed,
             routing_table_size=len(self._directory.pins),
-            isolation=ISOLATION,
+            isolation=str(isolation.wall.level),
+            protections=isolation.protections,
+            warning=isolation.warning,
             workers=workers,
         )
 

@@ -11,10 +11,9 @@ from moltbot.core.clock import Clock
 from moltbot.core.jsonable import from_timestamp, jsonable
 from moltbot.core.user_key import user_key
 from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.isolation.plan import Protection
 from moltbot.sandbox.lifecycle import State
 from moltbot.sandbox.supervisor import Supervisor
-
-ISOLATION = "directories"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,9 @@ class LastExit:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker. uptime: milliseconds of this incarnation; memory: bytes of its whole process tree; cpu: percent of one core."""
+    """One worker. protections: what its wall does, by name. uptime: milliseconds of this incarnation; memory: bytes of its whole process tree; processes:
+    with threads; cpu: percent of one core; disk: bytes of its directories; inodes: files and folders in them.
+    """
 
     worker_id: str
     state: str
@@ -44,10 +45,15 @@ class WorkerStatus:
     restart_count: int
     connected: bool
     memory: int
+    processes: int
     cpu: float
+    disk: int
+    inodes: int
     users: int
     last_heartbeat: datetime | None
     last_exit: LastExit | None
+    isolation: str
+    protections: tuple[Protection, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The same in camelCase, times as ISO 8601."""
@@ -56,7 +62,10 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The pool. healthy: READY; busy: READY with work in flight; routing_table_size: users that have a pin."""
+    """The pool. healthy: READY; busy: READY with work in flight; routing_table_size: users that have a pin.
+
+    warning: what an operator must know of the isolation level; None if it is a wall.
+    """
 
     timestamp: datetime
     total_workers: int
@@ -68,6 +77,8 @@ class PoolStatus:
     failed_requests: int
     routing_table_size: int
     isolation: str
+    protections: tuple[Protection, ...]
+    warning: str | None
     workers: list[WorkerStatus]
 
     def to_json(self) -> dict[str, Any]:
@@ -114,12 +125,17 @@ def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) 
         restart_count=worker.counters.restarts,
         connected=worker.connected,
         memory=life.usage.memory if life is not None else 0,
+        processes=life.usage.tasks if life is not None else 0,
         cpu=life.cpu_percent if life is not None else 0.0,
+        disk=worker.disk.size,
+        inodes=worker.disk.inodes,
         users=users,
         last_heartbeat=_time(worker.life.last_beat_at if worker.life is not None else None),
         last_exit=LastExit(last.incarnation, last.reason, last.detail, from_timestamp(last.at))
         if last
         else None,
+        isolation=str(worker.isolation.wall.level),
+        protections=worker.isolation.protections,
     )
 
 

@@ -85,12 +85,12 @@ class Call:
         self._waiter = waiter
 
     def abandon(self, error: MoltbotError) -> None:
-        """The caller waits no longer: it gets `error`, the worker gets a cancel, and the call stays open until it ends."""
+        """The caller waits no longer: it gets `error`, the handler is cancelled and told why, and the call stays open until it ends."""
         if self._final is None and self._failure is None:
             self._failure = error
             self._items.clear()
             self._wake()
-        self._channel.cancel(self.id)
+        self._channel.cancel(self.id, None if isinstance(error, Cancelled) else error.message)
 
     def discard(self) -> None:
         """Forget what the caller has not read: the request will run again."""
@@ -179,8 +179,8 @@ class Channel:
         self.flush_soon()
         return call
 
-    def cancel(self, id: int) -> None:
-        self._session.cancel(id)
+    def cancel(self, id: int, reason: str | None = None) -> None:
+        self._session.cancel(id, reason)
         self.flush_soon()
 
     def consumed(self, id: int, size: int) -> None:

@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_snake
@@ -20,6 +20,13 @@ from moltbot.core.errors import SettingsError, quote
 from moltbot.core.units import parse_duration, parse_size
 
 MAX_WORKERS = 64
+WALL_SETTINGS = (
+    *("handler", "worker_command", "environment", "network", "read_only_paths", "read_write_paths"),
+    *("max_processes", "max_open_files", "max_disk", "max_memory"),
+)
+"""What a worker's wall is made from."""
+LEVELS = ("bubblewrap", "landlock", "directories")
+"""Isolation levels, the strongest first; what they are is in `isolation/plan.py`."""
 
 
 def _names(value: object) -> object:
@@ -54,9 +61,37 @@ def _directory(value: object) -> object:
     return value
 
 
+def _paths(value: object) -> object:
+    """A list of absolute paths may be written as one text: `"/srv/models, /srv/data"`."""
+    words = _names(value)
+    if not isinstance(words, list | tuple):
+        return words
+    paths = [Path(word).expanduser() if isinstance(word, str) else word for word in words]
+    for path in paths:
+        if isinstance(path, Path) and not path.is_absolute():
+            raise ValueError(f"{quote(str(path))} is not absolute: workers run elsewhere")
+    return tuple(paths)
+
+
+def parse_uids(value: object) -> object:
+    """A range of numbers, written as `"2000000000-2000999999"`."""
+    if not isinstance(value, str):
+        return value
+    first, _, last = value.partition("-")
+    try:
+        numbers = int(first), int(last)
+    except ValueError:
+        raise ValueError("expected a range such as 2000000000-2000999999") from None
+    if not 0 < numbers[0] < numbers[1] < 1 << 31 or numbers[1] - numbers[0] < MAX_WORKERS - 1:
+        raise ValueError(f"it must hold at least {MAX_WORKERS} uids between 1 and {(1 << 31) - 1}")
+    return numbers
+
+
 Count = Annotated[int, BeforeValidator(_count)]
 Directory = Annotated[Path, BeforeValidator(_directory)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
+Uids = Annotated[tuple[int, int], BeforeValidator(parse_uids)]
 Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
@@ -80,6 +115,18 @@ class PoolConfig(BaseModel):
         None, min_length=1, description="Program that speaks the frames on descriptor 3, instead of Python"
     )
     environment: Names = Field((), description="Names of environment variables that workers get")
+    isolation: Literal["auto", "bubblewrap", "landlock", "directories"] = Field(
+        "auto", description="Isolation level; auto takes the strongest that works here"
+    )
+    min_isolation: Literal["bubblewrap", "landlock", "directories"] = Field(
+        "directories", description="Refuse to start below this isolation level"
+    )
+    network: Literal["none", "full"] = Field("none", description="What workers reach by network")
+    read_only_paths: Paths = Field((), description="Further paths that workers may read")
+    read_write_paths: Paths = Field((), description="Further paths that all workers may change")
+    worker_uids: Uids = Field(
+        (2_000_000_000, 2_000_999_999), description="Range of uids for workers, when the gateway runs as root"
+    )
     max_concurrent: Count = Field(10, ge=1, le=1000, description="Max concurrent requests per worker")
     request_timeout: Milliseconds = Field(120_000, ge=1, description="Request timeout, from dispatch (ms)")
     heartbeat_interval: Milliseconds = Field(5_000, ge=50, description="Health check interval (ms)")
@@ -124,6 +171,9 @@ class PoolConfig(BaseModel):
         description="After this time without a request a user leaves the worker's memory (ms)",
     )
     max_open_files: Count = Field(1_024, ge=64, description="Open files per process of a worker")
+    max_processes: Count = Field(256, ge=8, description="Processes and threads of a worker")
+    max_disk: Bytes = Field(1 << 30, ge=1 << 20, description="Disk space of a worker's directories")
+    max_inodes: Count = Field(100_000, ge=1_000, description="Files and folders in a worker's directories")
     durable_state: bool = Field(False, description="Flush state and session files to disk before each reply")
 
     @model_validator(mode="before")
@@ -133,6 +183,8 @@ class PoolConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.isolation != "auto" and LEVELS.index(self.isolation) > LEVELS.index(self.min_isolation):
+            raise ValueError(f"isolation = {self.isolation} is below min_isolation = {self.min_isolation}")
         if self.soft_memory is not None and self.soft_memory >= self.max_memory:
             raise ValueError("soft_memory must be below max_memory")
         for name in self.environment:
@@ -185,7 +237,8 @@ def settings_error(error: ValidationError, names: Iterable[str], source: str) ->
         return SettingsError(
             f"{to_snake(name)} = {quote(first['input'])} (from {source}) is impossible: {reason}"
         )
-    return SettingsError(f"the settings (from {source}) do not fit together: {reason}")
+    where = f" (from {source})" if source != "the settings" else ""
+    return SettingsError(f"the settings{where} do not fit together: {reason}")
 
 
 def unknown_setting(name: str, names: Iterable[str], source: str) -> SettingsError:

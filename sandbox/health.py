@@ -20,6 +20,7 @@ class Limits:
     max_loop_lag: float
     max_memory: int
     soft_memory: int
+    max_tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Sample:
     lag: float
     in_flight: int
     memory: int
+    tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ def judge(sample: Sample, limits: Limits) -> Finding | None:
         return Finding(ExitReason.UNRESPONSIVE, f"no heartbeat for {sample.since_beat:.1f} s")
     if sample.lag > limits.max_loop_lag and sample.in_flight:
         return Finding(ExitReason.WEDGED, f"its event loop has been blocked for {sample.lag:.1f} s")
+    if sample.tasks > limits.max_tasks:
+        return Finding(
+            ExitReason.OVER_PROCESSES,
+            f"{sample.tasks} processes and threads, the limit is {limits.max_tasks}",
+        )
     if sample.memory > limits.max_memory:
         return Finding(
             ExitReason.OVER_MEMORY, f"{sample.memory} bytes in use, the limit is {limits.max_memory}"

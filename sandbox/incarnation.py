@@ -7,8 +7,9 @@ one's. When lives begin and end is decided in `lifecycle.py` and carried out by 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
-import socket
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,16 +18,23 @@ from typing import Any
 from moltbot import __version__
 from moltbot.core.clock import Clock
 from moltbot.core.framing import Frame
+from moltbot.core.jsonable import jsonable
 from moltbot.core.units import format_duration, format_size
+from moltbot.sandbox.cgroup import WorkerCgroup
 from moltbot.sandbox.channel import Channel
-from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.config import WALL_SETTINGS, PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories
-from moltbot.sandbox.launch import hello_config, launch_spec
+from moltbot.sandbox.isolation.isolation import Isolation
+from moltbot.sandbox.isolation.witness import shortcomings
+from moltbot.sandbox.launch import absolute_handler, hello_config, launch_spec
 from moltbot.sandbox.logs import LogPump
 from moltbot.sandbox.memory import Usage
-from moltbot.sandbox.process import WorkerProcess
+from moltbot.sandbox.process import WorkerProcess, worker_sockets
 
-ISOLATION = "directories"
+log = logging.getLogger("moltbot.worker")
+
+CGROUP_ROOM = 64 << 20  # for what runs the worker and for files in memory: sampling comes first
+CGROUP_TASKS = 8
 MAX_HASTY_BEATS = 50  # a stopped worker that goes on sends what it owed at once
 MAX_LAG_MS = 1e9
 
@@ -34,7 +42,14 @@ MAX_LAG_MS = 1e9
 class Incarnation:
     """A process from its spawn to its end; `channel` is None before the spawn and after the end."""
 
-    def __init__(self, number: int, directories: WorkerDirectories, config: PoolConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        number: int,
+        directories: WorkerDirectories,
+        config: PoolConfig,
+        isolation: Isolation,
+        clock: Clock,
+    ) -> None:
         self.number = number
         self.started_at = clock.time()
         self.served = 0
@@ -45,13 +60,14 @@ class Incarnation:
         self.leaving: set[str] = set()
         self.arriving: Counter[str] = Counter()
         self._hasty_beats = 0
-        self.usage = Usage(0, 0.0)
+        self.usage = Usage(0, 0.0, 0)
         self.cpu_percent = 0.0
         self.lag = 0.0
         self.last_beat = clock.monotonic()
         self.last_beat_at: float | None = None
         self._directories = directories
         self._config = config
+        self._isolation = isolation
         self._clock = clock
 
     async def launch(
@@ -63,40 +79,89 @@ class Incarnation:
     ) -> WorkerProcess:
         """Prepare the directories, start the process, greet it; raises OSError or BaseDirectoryError."""
         directories, config = self._directories, self._config
-        directories.create()
-        directories.open_temp(self.number)
-        directories.write_metadata(self._metadata())
-        spec = launch_spec(directories, self.number, config, os.environ, os.getpid())
+        owner = self._isolation.wall.owner(directories.worker_id)
+        directories.create(owner)
+        await directories.hand_over(owner)
+        directories.open_temp(self.number, owner)
+        directories.write_metadata(self._metadata(owner))
+        spec = self._isolation.wall.wrap(
+            launch_spec(directories, self.number, config, os.environ, os.getpid())
+        )
+        cgroup = self._make_cgroup()
         with contextlib.ExitStack() as given_away:
-            ours, theirs = socket.socketpair()
+            ours, theirs = worker_sockets()
             given_away.enter_context(theirs)
             on_failure = given_away.enter_context(contextlib.ExitStack())
             on_failure.enter_context(ours)
+            if cgroup is not None:
+                on_failure.callback(cgroup.remove)
             stdout, stderr = logs.attach(directories.log_file, self.number)
             given_away.callback(os.close, stdout)
             given_away.callback(os.close, stderr)
-            process = self.process = await WorkerProcess.spawn(spec, theirs, stdout, stderr)
+            if owner != os.geteuid():  # a pipe has an owner too, who may open it by name (/dev/stdout)
+                os.fchown(stdout, owner, -1)
+                os.fchown(stderr, owner, -1)
+            process = self.process = await WorkerProcess.spawn(spec, theirs, stdout, stderr, cgroup)
             on_failure.pop_all()
         channel = self.channel = Channel(ours, directories.worker_id, first_id, on_notice, on_lost)
-        hello = hello_config(directories, self.number, config)
+        hello = hello_config(spec.places, config)
         channel.send(lambda session: session.hello(directories.worker_id, self.number, hello))
         return process
 
-    def _metadata(self) -> dict[str, Any]:
+    def _wall_settings(self) -> dict[str, Any]:
+        """For who looks at the wall later, from elsewhere and with other settings."""
+        settings = {name: getattr(self._config, name) for name in WALL_SETTINGS}
+        if self._config.handler is not None:
+            settings["handler"] = absolute_handler(self._config.handler)
+        found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        return found
+
+    def _make_cgroup(self) -> WorkerCgroup | None:
+        delegation = self._isolation.delegation
+        if delegation is None:
+            return None
+        try:
+            return WorkerCgroup.make(
+                delegation,
+                self._directories.worker_id,
+                max_memory=self._config.max_memory + CGROUP_ROOM,
+                max_processes=self._config.max_processes + CGROUP_TASKS,
+            )
+        except OSError as error:  # an additional bound only: samples and rlimits hold without it
+            log.warning("%s: no cgroup can be made: %s", self._directories.worker_id, error)
+            return None
+
+    def _metadata(self, owner: int) -> dict[str, Any]:
         config = self._config
         return {
             "created": datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="seconds"),
             "incarnation": self.number,
-            "isolation": ISOLATION,
+            "isolation": self._isolation.wall.level,
+            "protections": jsonable(self._isolation.protections),
+            "owner": owner,
+            "settings": self._wall_settings(),
+            "program": str(self._isolation.wall.program) if self._isolation.wall.program else None,
             "limits": {
                 "maxConcurrent": config.max_concurrent,
                 "requestTimeout": format_duration(config.request_timeout),
                 "maxMemory": format_size(config.max_memory),
                 "maxRequests": config.max_requests,
                 "maxOpenFiles": config.max_open_files,
+                "maxProcesses": config.max_processes,
+                "maxDisk": format_size(config.max_disk),
+                "maxInodes": config.max_inodes,
             },
             "versions": {"moltbot": __version__},
         }
+
+    def identify(self) -> list[str]:
+        """Find the worker's process; returns what its wall lacks, in words."""
+        assert self.process is not None
+        self.process.identify()
+        pid = self.process.worker_pid
+        if pid is None:
+            return ["its process is not found from outside"]
+        return shortcomings(pid, self._isolation.wall.evidence(self._directories.worker_id))
 
     @property
     def running(self) -> bool:

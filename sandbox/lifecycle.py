@@ -43,6 +43,8 @@ class ExitReason(enum.StrEnum):
     CRASHED = "crashed"
     OUT_OF_MEMORY = "out_of_memory"
     OVER_MEMORY = "over_memory"
+    OVER_PROCESSES = "over_processes"
+    OVER_DISK = "over_disk"
     UNRESPONSIVE = "unresponsive"
     WEDGED = "wedged"
     OVERDUE = "overdue"

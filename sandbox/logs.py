@@ -121,9 +121,14 @@ class LogPump:
                 if key.data is None:
                     os.read(self._wake_read, 4096)
                     self._adopt()
-                else:
+                elif self._reads(key):
                     self._read(key.fd, key.data)
         self._close()
+
+    def _reads(self, key: selectors.SelectorKey) -> bool:
+        """False for a pipe that was closed meanwhile, even if its number is another's now."""
+        now = self._selector.get_map().get(key.fd)
+        return now is not None and now.data is key.data
 
     def _close(self) -> None:
         """Read what the pipes still hold, up to a bound, for who writes may live on; then close everything."""
@@ -147,7 +152,24 @@ class LogPump:
         with self._lock:
             new, self._new = self._new, []
         for descriptor, source in new:
+            self._retire(source)
             self._selector.register(descriptor, selectors.EVENT_READ, source)
+
+    def _retire(self, successor: _Source) -> None:
+        """An incarnation begins when all processes of the last one are gone; whoever still holds its pipes got them by stealth."""
+        begins = successor.prefix.partition(" ")[0] + " "
+        for key in list(self._selector.get_map().values()):
+            source = key.data
+            if (
+                source is not None
+                and source.output is successor.output
+                and not source.prefix.startswith(begins)
+            ):
+                for _ in range(_LAST_READS):
+                    if not self._read(key.fd, source):
+                        break
+                if self._reads(key):
+                    self._end(key.fd, source)
 
     def _read(self, descriptor: int, source: _Source) -> bool:
         """Read once; True if there may be more."""

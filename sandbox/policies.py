@@ -34,4 +34,6 @@ def limits_of(config: PoolConfig) -> Limits:
         max_loop_lag=config.max_loop_lag / 1000,
         max_memory=config.max_memory,
         soft_memory=config.soft_memory_bytes,
+        # What runs the worker counts too: two processes of the wall or a guard.
+        max_tasks=config.max_processes + 2,
     )

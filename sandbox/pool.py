@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from moltbot.core.clock import Clock
@@ -15,13 +16,17 @@ from moltbot.core.events import Broadcast, PoolEvent, Subscription, WorkerChange
 from moltbot.core.service import Service
 from moltbot.sandbox import lifecycle
 from moltbot.sandbox.config import PoolConfig
-from moltbot.sandbox.directories import WorkerDirectories, worker_name
+from moltbot.sandbox.directories import PROBE, TRASH, WorkerDirectories, remove_trees, worker_name
+from moltbot.sandbox.disk import DiskUse, measure_deleted, measure_disk
+from moltbot.sandbox.isolation.choice import choose_wall
+from moltbot.sandbox.isolation.isolation import Isolation, isolation_of
 from moltbot.sandbox.lifecycle import State
 from moltbot.sandbox.logs import LogPump, NoFollowHandler, pool_log_handler
 from moltbot.sandbox.memory import Usage, measure
 from moltbot.sandbox.supervisor import Supervisor
 
 HEALTH_SECONDS = 1.0
+DISK_SHARE = 10
 
 _logger = logging.getLogger("moltbot")
 log = logging.getLogger("moltbot.pool")
@@ -30,8 +35,17 @@ log = logging.getLogger("moltbot.pool")
 class WorkerPool(Service):
     """The slots `worker-0` to `worker-(n-1)` in a base directory that the caller has claimed."""
 
-    def __init__(self, config: PoolConfig, base: Path, clock: Clock, events: Broadcast[PoolEvent]) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        base: Path,
+        clock: Clock,
+        events: Broadcast[PoolEvent],
+        gateway_ports: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
+        self.isolation: Isolation | None = None
+        self._gateway_ports = gateway_ports
         self.workers: dict[str, Supervisor] = {}
         self._config = config
         self._base = base
@@ -50,16 +64,26 @@ class WorkerPool(Service):
 
     async def _start(self) -> None:
         self._open_log()
+        left = [*self._base.glob(f"{PROBE}*"), *self._base.glob(f".{TRASH}-*")]
+        await remove_trees([str(path) for path in left])
+        choice = await choose_wall(self._config, self._base, self._gateway_ports)
+        wall = choice.wall
+        for reason in choice.passed_over:
+            log.warning("isolation level %s, for %s", wall.level, reason)
+        isolation = self.isolation = isolation_of(wall, self._config)
+        if isolation.warning is not None:
+            log.warning("%s", isolation.warning)
         self._logs = LogPump(self._clock)
         self._logs.start()
         recycling = asyncio.Lock()
         for index in range(self._config.worker_count):
             directories = WorkerDirectories(self._base, worker_name(index))
-            directories.create()
+            directories.create(wall.owner(directories.worker_id))
             self.workers[directories.worker_id] = Supervisor(
                 directories.worker_id,
                 self._config,
                 directories=directories,
+                isolation=isolation,
                 clock=self._clock,
                 logs=self._logs,
                 events=self._events,
@@ -69,7 +93,8 @@ class WorkerPool(Service):
             for worker in self.workers.values():
                 worker.handle(lifecycle.Start())
             await self._all_ready(events)
-        self._tasks = [asyncio.create_task(self._watch_health()), asyncio.create_task(self._watch_memory())]
+        watches = (self._watch_health(), self._watch_memory(), self._watch_disk())
+        self._tasks = [asyncio.create_task(watch) for watch in watches]
 
     async def _all_ready(self, events: Subscription[PoolEvent]) -> None:
         """Wait for every first boot; each ends by its own deadline. One that fails fails the start."""
@@ -131,22 +156,52 @@ class WorkerPool(Service):
     async def _watch_memory(self) -> None:
         last = self._clock.monotonic()
         while True:
-            pids = {
-                name: pid for name, worker in self.workers.items() if (pid := worker.guard_pid) is not None
+            trees = {
+                name: (pid, worker.filesystems)
+                for name, worker in self.workers.items()
+                if (pid := worker.root_pid) is not None
             }
             try:
-                found = await asyncio.to_thread(_measure_all, pids)
+                found = await asyncio.to_thread(_measure_all, trees, 2 * self._config.max_processes)
             except Exception:
                 log.exception("memory cannot be measured; trying again")
                 found = {}
             now = self._clock.monotonic()
             for name, usage in found.items():
                 worker = self.workers[name]
-                if usage is not None and worker.guard_pid == pids[name]:
+                if usage is not None and worker.root_pid == trees[name][0]:
                     worker.measured(usage, now - last)
             last = now
             await self._clock.sleep(HEALTH_SECONDS)
 
+    async def _watch_disk(self) -> None:
+        """Each worker is measured again after a time that grows with what there was to count: one never delays the others'."""
+        due: dict[str, float] = {}
+        while True:
+            for name, worker in self.workers.items():
+                began = self._clock.monotonic()
+                if began < due.get(name, 0.0):
+                    continue
+                try:
+                    worker.disk_measured(await asyncio.to_thread(self._measure_disk, worker, worker.root_pid))
+                except Exception:
+                    log.exception("%s: its disk use cannot be measured; trying again", name)
+                now = self._clock.monotonic()
+                due[name] = now + DISK_SHARE * (now - began)
+            await self._clock.sleep(HEALTH_SECONDS)
 
-def _measure_all(pids: dict[str, int]) -> dict[str, Usage | None]:
-    return {name: measure(pid) for name, pid in pids.items()}
+    def _measure_disk(self, worker: Supervisor, root_pid: int | None) -> DiskUse:
+        use = measure_disk(worker.directories.measured, max_inodes=self._config.max_inodes)
+        if root_pid is None:
+            return use
+        deleted = measure_deleted(root_pid, self._base)
+        return replace(
+            use,
+            size=use.size + deleted.size,
+            inodes=use.inodes + deleted.inodes,
+            uncounted=use.uncounted or deleted.uncounted,
+        )
+
+
+def _measure_all(trees: dict[str, tuple[int, tuple[str, ...]]], max_tasks: int) -> dict[str, Usage | None]:
+    return {name: measure(pid, max_tasks, where) for name, (pid, where) in trees.items()}

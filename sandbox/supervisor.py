@@ -1,8 +1,8 @@
 """One worker slot, kept alive: events in, `lifecycle.step` decides, actions out.
 
 The supervisor holds the slot, its timer and its counters, and one `Incarnation` after the other. It decides nothing that
-could be decided purely: transitions are in `lifecycle.py`, delays in `restart.py`, health in `health.py`. Which requests
-come here, and in which order, is the router's business.
+could be decided purely: transitions are in `lifecycle.py`, delays in `restart.py`, health in `health.py`, storage in
+`storage.py`. Requests in flight are `requests.py`'s.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ import logging
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from moltbot.core.clock import Clock, Timer
-from moltbot.core.deadlines import Deadlines
-from moltbot.core.errors import BaseDirectoryError, Cancelled, RequestTimeout, Unavailable, clean_text
-from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, UserUnloaded, WorkerChanged
+from moltbot.core.errors import BaseDirectoryError, StorageFull, Unavailable, clean_text
+from moltbot.core.events import (
+    Broadcast,
+    PoolEvent,
+    RequestOverdue,
+    StorageAlarm,
+    UserUnloaded,
+    WorkerChanged,
+)
 from moltbot.core.frames import PROTOCOL_VERSION
 from moltbot.core.framing import Frame
 from moltbot.core.messages import Request
-from moltbot.core.units import format_duration
 from moltbot.sandbox import lifecycle
 from moltbot.sandbox.channel import Call
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories
+from moltbot.sandbox.disk import DiskLimits, DiskUse
 from moltbot.sandbox.health import Sample, judge
 from moltbot.sandbox.incarnation import Incarnation
+from moltbot.sandbox.isolation.isolation import Isolation
 from moltbot.sandbox.lifecycle import Action, ExitReason, Slot, State
 from moltbot.sandbox.logs import LogPump
 from moltbot.sandbox.memory import Usage
-from moltbot.sandbox.policies import CANCEL_GRACE, STOP_GRACE, limits_of, rules_of
+from moltbot.sandbox.policies import STOP_GRACE, limits_of, rules_of
+from moltbot.sandbox.recycling import Recycler
+from moltbot.sandbox.requests import Counters, Requests
+from moltbot.sandbox.storage import StorageRule
 
 SHUTDOWN_GRACE = 0.8 * STOP_GRACE  # what hooks get of it; the rest is for the process to end
 
 log = logging.getLogger("moltbot.worker")
-
-
-@dataclass
-class Counters:
-    """What a slot has served since the pool started."""
-
-    requests: int = 0
-    errors: int = 0
-    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class Supervisor:
         config: PoolConfig,
         *,
         directories: WorkerDirectories,
+        isolation: Isolation,
         clock: Clock,
         logs: LogPump,
         events: Broadcast[PoolEvent],
@@ -80,18 +81,20 @@ class Supervisor:
         self._config = config
         self._rules = rules_of(config)
         self._limits = limits_of(config)
-        self._directories = directories
+        self.directories = directories
+        self.isolation = isolation
         self._clock = clock
         self._logs = logs
         self._events = events
-        self._recycling = recycling
+        self.disk = DiskUse(0, 0)
+        self._clear_cache = False
         self._next_id = 1
         self._timer: Timer | None = None
-        self._deadlines: Deadlines[Call] = Deadlines(clock, self._due)
+        self._requests = Requests(worker_id, self.counters, config.request_timeout, clock, self._overdue)
+        self._storage = StorageRule(DiskLimits(config.max_disk, config.max_inodes))
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._recycle_task: asyncio.Task[None] | None = None
-        self._recycled_at: float | None = None
+        self._recycler = Recycler(self, recycling, self._rules.restart.window, clock)
         self._actions: dict[Action, Callable[[], None]] = {
             Action.SPAWN: self._spawn,
             Action.SEND_DRAIN: self._send_drain,
@@ -124,11 +127,21 @@ class Supervisor:
         )
 
     @property
-    def guard_pid(self) -> int | None:
+    def root_pid(self) -> int | None:
         """The root of the worker's process tree."""
         life = self.life
         return (
-            life.process.guard_pid if life is not None and life.process is not None and life.running else None
+            life.process.root_pid if life is not None and life.process is not None and life.running else None
+        )
+
+    @property
+    def filesystems(self) -> tuple[str, ...]:
+        """Paths of the filesystems that the worker has in memory, seen through its process."""
+        pid = self.pid
+        return (
+            tuple(f"/proc/{pid}/root{path}" for path in self.isolation.wall.filesystems())
+            if pid is not None
+            else ()
         )
 
     @property
@@ -161,55 +174,25 @@ class Supervisor:
     # --- requests -------------------------------------------------------------------------------------
 
     def dispatch(self, request: Request, request_id: str, epoch: int, on_end: Callable[[Call], None]) -> Call:
-        """Write a request to the worker, its user first if need be; only while `has_room`. Raises InvalidRequest."""
+        """Write a request to the worker, its user first if need be; only while `has_room`.
+
+        Raises InvalidRequest, and StorageFull while the worker's directories are beyond their limits.
+        """
         life = self.life
         if life is None or life.channel is None or self.slot.state is not State.READY:
             raise Unavailable(
                 f"{self.worker_id} is {self.slot.state}", worker=self.worker_id, retry_after=1.0
             )
-        life.load(request.user_id, epoch)
-        limit = self._config.request_timeout
-        timeout = limit if request.timeout is None else min(request.timeout, limit)
-
-        call = life.channel.call(
-            request.type,
-            request.user_id,
-            request.payload,
-            epoch=epoch,
-            deadline_ms=timeout,
-            meta={**request.meta, "request_id": request_id},
-            on_end=partial(self._ended, on_end),
-        )
-        call.request_id, call.timeout = request_id, timeout
-        self._deadlines.set(call, timeout / 1000)
-        self.counters.requests += 1
-        life.served += 1
+        call = self._requests.dispatch(life, life.channel, request, request_id, epoch, on_end)
         if life.served >= self._config.max_requests:
-            self._recycle(f"{life.served} requests served")
+            self._recycler.soon(f"{life.served} requests served")
         return call
 
-    def _ended(self, on_end: Callable[[Call], None], call: Call) -> None:
-        self._deadlines.drop(call)
-        if call.failure is not None and not isinstance(call.failure, Cancelled):
-            self.counters.errors += 1
-        on_end(call)
-
-    def _due(self, call: Call) -> None:
-        """A call's time is over: first it is cancelled, and if it ignores that, only the end of the process ends it."""
-        if not call.expired:
-            call.expired = True
-            call.abandon(
-                RequestTimeout(
-                    f"the request ran longer than {format_duration(call.timeout)} on {self.worker_id} and was cancelled",
-                    worker=self.worker_id,
-                    verdict="maybe_ran",
-                )
+    def _overdue(self, call: Call) -> None:
+        if not isinstance(call.failure, StorageFull):  # who was interrupted for that need not have caused it
+            self._events.publish(
+                RequestOverdue(self._clock.time(), call.user_id, self.worker_id, call.request_id)
             )
-            self._deadlines.set(call, CANCEL_GRACE)
-            return
-        self._events.publish(
-            RequestOverdue(self._clock.time(), call.user_id, self.worker_id, call.request_id)
-        )
         self.handle(
             lifecycle.Drain(ExitReason.OVERDUE, f"request {call.request_id} ignored its cancellation")
         )
@@ -302,8 +285,11 @@ class Supervisor:
             detail = f"it speaks version {frame['v']} of the frames, this gateway {PROTOCOL_VERSION}"
             self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, detail))
             return
-        if life.process is not None:
-            life.process.identify(frame["pid"])
+        if gaps := life.identify():
+            self.handle(
+                lifecycle.Trouble(ExitReason.BOOT_FAILED, f"its wall does not hold: {'; '.join(gaps)}")
+            )
+            return
         life.beat(0.0, self._limits.heartbeat_interval)
         self.handle(lifecycle.BecameReady())
 
@@ -314,38 +300,38 @@ class Supervisor:
         if self.life is not None:
             self.life.measured(usage, seconds)
 
+    def disk_measured(self, use: DiskUse) -> None:
+        """Take note of what the worker's directories hold, and act if it is too much."""
+        self.disk = use
+        verdict = self._storage.judge(use, ready=self.slot.state is State.READY)
+        if verdict.alarm is not None:
+            log.warning("%s: %s", self.worker_id, verdict.alarm.detail)
+            self._events.publish(
+                StorageAlarm(self._clock.time(), self.worker_id, verdict.alarm.hard, verdict.alarm.detail)
+            )
+        if verdict.full is None:
+            self._requests.storage_full = None
+        elif self._requests.storage_full is None:
+            self._requests.fill_storage(self.life.channel if self.life is not None else None, verdict.full)
+        if verdict.restart is not None:
+            self._clear_cache = True
+            self.handle(lifecycle.Trouble(ExitReason.OVER_DISK, verdict.restart))
+
     def check_health(self) -> None:
         """Judge the worker as it is now, and act."""
         life = self.life
         if life is None or self.slot.state not in (State.READY, State.DRAINING):
             return
         since_beat = self._clock.monotonic() - life.last_beat
-        finding = judge(Sample(since_beat, life.lag, self.in_flight, life.usage.memory), self._limits)
+        finding = judge(
+            Sample(since_beat, life.lag, self.in_flight, life.usage.memory, life.usage.tasks), self._limits
+        )
         if finding is None:
             return
         if finding.reason is ExitReason.RECYCLED:
-            self._recycle_for_memory(finding.detail)
+            self._recycler.for_memory(finding.detail)
         else:
             self.handle(lifecycle.Trouble(finding.reason, finding.detail))
-
-    def _recycle_for_memory(self, detail: str) -> None:
-        """At most once in a restart window: a worker that needs so much from its start would be restarted for ever."""
-        now = self._clock.monotonic()
-        if self._recycled_at is None or now - self._recycled_at >= self._rules.restart.window:
-            self._recycled_at = now
-            self._recycle(detail)
-
-    def _recycle(self, detail: str) -> None:
-        """Restart in order as soon as no other worker of the pool is doing so."""
-        if self._recycle_task is None or self._recycle_task.done():
-            self._recycle_task = self._run(self._recycle_in_turn(detail, self.slot.incarnation))
-
-    async def _recycle_in_turn(self, detail: str, incarnation: int) -> None:
-        async with self._recycling:
-            if self.slot.incarnation != incarnation or self.slot.state is not State.READY:
-                return
-            self.handle(lifecycle.Drain(ExitReason.RECYCLED, detail))
-            await self.settled(State.READY, State.BACKOFF, State.QUARANTINED, State.STOPPED)
 
     # --- actions --------------------------------------------------------------------------------------
 
@@ -358,13 +344,19 @@ class Supervisor:
     def _spawn(self) -> None:
         if self.life is not None:
             self.counters.restarts += 1
-        self.life = Incarnation(self.slot.incarnation, self._directories, self._config, self._clock)
+        self.life = Incarnation(
+            self.slot.incarnation, self.directories, self._config, self.isolation, self._clock
+        )
         self._run(self._live(self.life))
 
     async def _live(self, life: Incarnation) -> None:
         """One incarnation from its spawn to its last process's end."""
         jitter = random.random()
         try:
+            if self._clear_cache:  # temporary files go at every start, cached ones only when there is no room
+                self.directories.create(self.isolation.wall.owner(self.worker_id))  # also the trash
+                self.directories.put_cache_aside()
+                self._clear_cache = False
             process = await life.launch(self._logs, self._next_id, self._notice, self._lost)
         except Exception as error:  # whatever it is: the slot must learn that nothing runs
             if not isinstance(error, OSError | BaseDirectoryError):
@@ -379,7 +371,7 @@ class Supervisor:
 
     async def _empty_trash(self) -> None:
         try:
-            await self._directories.empty_trash()
+            await self.directories.empty_trash()
         except OSError as error:
             log.warning("%s: what it left behind cannot be deleted now: %s", self.worker_id, error)
 
@@ -416,9 +408,10 @@ class Supervisor:
 
     async def close(self) -> None:
         """End what is left of the supervisor's own tasks, after STOPPED."""
-        self._deadlines.close()
+        self._requests.close()
         if self._timer is not None:
             self._timer.cancel()
+        await self._recycler.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

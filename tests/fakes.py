@@ -119,6 +119,25 @@ async def all_gone(processes: list[Watched], patience: float = PATIENCE) -> list
     return left
 
 
+def pid_inside(pid: int) -> int:
+    """The number by which a process knows itself: in a pid namespace of its own another one than ours for it."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return next((int(line.split()[-1]) for line in file if line.startswith("NSpid:")), pid)
+
+
+def pids_outside(worker: int, *inside: int) -> list[int]:
+    """Our numbers for processes that a worker (whose number of ours is `worker`) names by its own ones."""
+    found = {}
+    namespace = os.readlink(f"/proc/{worker}/ns/pid")
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if os.readlink(f"/proc/{child.pid}/ns/pid") == namespace:
+                found[pid_inside(child.pid)] = child.pid
+        except OSError:
+            continue  # it has ended, or is not ours to examine
+    return [found[pid] for pid in inside]
+
+
 def descendants() -> set[int]:
     """The pids of all processes below this one that have not ended."""
     found = set()

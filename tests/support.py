@@ -25,12 +25,20 @@ from tests.fakes import PATIENCE, eventually
 HANDLERS = Path(__file__).parent / "handlers"
 BEHAVIOURS = str(HANDLERS / "behaviours.py")
 MISBEHAVIOURS = str(HANDLERS / "misbehaviours.py")
+LEVELS = ("bubblewrap", "landlock", "directories")
+STAGE = "stage"
 TOKEN = "the-token-of-these-tests"
 
 
 def pool_config(base: Path, **settings: Any) -> dict[str, Any]:
-    """Small and quick: one worker that runs `behaviours.py`, unless told otherwise."""
-    return {"sandbox_base_dir": base, "worker_count": 1, "handler": BEHAVIOURS} | settings
+    """Small and quick: one worker that runs `behaviours.py`, behind the strongest wall there is, unless told otherwise."""
+    plain = {"sandbox_base_dir": base, "worker_count": 1, "handler": BEHAVIOURS}
+    return plain | {"read_write_paths": granted(base.parent)} | settings
+
+
+def granted(directory: Path) -> list[Path]:
+    """What of a test's own directory its workers may reach: the stage, if the test made one before."""
+    return [place] if (place := directory / STAGE).exists() else []
 
 
 @asynccontextmanager
@@ -133,9 +141,15 @@ def request_bytes(
 
 
 def stage(directory: Path) -> Path:
-    """A directory in which test and handlers signal each other by files, see `handlers/behaviours.py`."""
+    """A directory in which test and handlers signal each other by files, see `handlers/behaviours.py`.
+
+    It must be called `stage` and be made before the gateway, which is then told to let its workers in.
+    """
+    assert directory.name == STAGE
     directory.mkdir(exist_ok=True)
     (directory / "log").touch()
+    directory.chmod(0o777)  # workers may have other uids than the gateway
+    (directory / "log").chmod(0o666)
     return directory
 
 
@@ -159,7 +173,10 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("MOLTBOT_", "XDG_", "COVERAGE_", "PYTEST_"))
     }
-    return kept | {"HOME": str(home), "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "TERM": "dumb"} | variables
+    kept |= {"HOME": str(home), "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "TERM": "dumb"}
+    if places := granted(home):
+        kept["MOLTBOT_READ_WRITE_PATHS"] = ",".join(map(str, places))
+    return kept | variables
 
 
 def command(*arguments: str) -> list[str]:

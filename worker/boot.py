@@ -1,14 +1,15 @@
-"""The first code of a worker process: confine it, then become the guard and its worker.
+"""The first code of a worker process: place its descriptors, limit and confine it, then run it.
 
-    python -I -S boot.py moltbot-worker worker-0 '{"parent": 123, ...}'      socket on descriptor 0
+    python -I -S boot.py moltbot-worker worker-0 9 guarded 8      the spec (JSON) is on descriptor 9, the socket on 8
 
-Two processes come of it. The *guard* stays single-threaded and runs no handler code: it dies with the gateway, adopts
-whatever the worker leaves behind, and ends only when no process of this worker is left. Its *worker* child finds the
-socket on descriptor 3 and runs the handler loop, or executes the operator's `worker_command`. The guard ends the way its
-worker ended, so whoever waits for it learns the worker's own exit status or signal.
+`guarded`: two processes come of it. The *guard* stays single-threaded and runs no handler code: it dies with the gateway,
+adopts whatever the worker leaves behind, and ends only when no process of this worker is left; it ends the way its worker
+ended, so whoever waits for it learns the worker's own exit status or signal. `walled`: a pid namespace does all that, and
+this process becomes the worker itself. `interactive`: there is no worker, only the command, in a terminal.
 
-Standard library only. The spec comes from `sandbox/launch.py`; it holds no secrets, for everybody can read an argv. What only
-the worker needs is imported in the worker: the guard would carry it for its whole life, a page for every page.
+The worker finds the socket on descriptor 3 and runs the handler loop, or executes the operator's `worker_command`. Standard
+library only. The spec comes from `sandbox/launch.py`. What only the worker needs is imported in the worker: the guard
+would carry it for its whole life, a page for every page.
 """
 
 from __future__ import annotations
@@ -23,13 +24,48 @@ if TYPE_CHECKING:  # without importing typing
     from typing import Any, NoReturn
 
 SOCKET_FD = 3
-EXIT_NO_PARENT = 72
+EXIT_NO_PARENT, EXIT_UNCONFINED = 72, 73
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _LINUX = sys.platform == "linux"
 
 
 def main() -> NoReturn:
-    _place_descriptors()
+    spec_fd, mode = int(sys.argv[3]), sys.argv[4]
+    text = os.pread(spec_fd, os.fstat(spec_fd).st_size, 0)
+    if mode == "interactive":
+        os.closerange(3, max(spec_fd, 63) + 1)
+    else:
+        _take_socket(int(sys.argv[5]), spec_fd)
+    parent = _become_guarded() if mode == "guarded" else None
+    spec = _parse(text)
+    if spec["parent"] != parent:  # gone before the kernel was asked to tell; the guard ends like us
+        os._exit(EXIT_NO_PARENT)
+    sys.path[:] = [*sys.path, *spec["paths"]]
+    if spec["count_tasks"]:
+        spec["limits"]["RLIMIT_NPROC"] += _tasks_of_this_user()
+    _limit(spec["limits"])
+    if spec["confinement"] is not None:
+        _confine(spec["confinement"])
+    os.chdir(spec["directory"])  # only now: before, it may belong to another uid than ours
+    os.environ.pop("PWD", None)  # where `bwrap` was
+    if mode == "interactive" and os.isatty(0):
+        _execute_in_terminal(spec["command"])
+    if spec["command"]:
+        _execute(spec["command"])
+    _work(spec)
+
+
+def _take_socket(sock: int, spec: int) -> None:
+    """The socket goes to descriptor 3, as every worker finds it; nothing else stays open but the standard ones."""
+    if sock == SOCKET_FD:
+        os.set_inheritable(SOCKET_FD, True)
+    else:
+        os.dup2(sock, SOCKET_FD, inheritable=True)
+    os.closerange(SOCKET_FD + 1, max(sock, spec, 63) + 1)
+
+
+def _become_guarded() -> int:
+    """Split in two: this returns in the worker, and the guard never returns. Returns the pid of the process that started us."""
     if _LINUX:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -39,25 +75,11 @@ def main() -> NoReturn:
     parent, guard = os.getppid(), os.getpid()
     child = os.fork()
     if child:
-        os.closerange(0, 4)
+        os.closerange(0, SOCKET_FD + 1)
         _guard(child, signals)
-    spec = _read_spec()
-    if spec["parent"] != parent:  # gone before the kernel was asked to tell; the guard ends like us
-        os._exit(EXIT_NO_PARENT)
     _die_with(guard, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    _limit(spec["limits"])
-    if spec["command"]:
-        _execute(spec["command"])
-    _work(spec)
-
-
-def _place_descriptors() -> None:
-    """The socket goes from standard input to descriptor 3, as every worker finds it; nothing above is inherited."""
-    os.dup2(0, SOCKET_FD, inheritable=True)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0, inheritable=True)
-    os.closerange(SOCKET_FD + 1, max(null + 1, 64))
+    return parent
 
 
 def _prctl(option: int, value: int) -> None:
@@ -73,11 +95,23 @@ def _die_with(parent: int, how: signal.Signals) -> None:
         os._exit(EXIT_NO_PARENT)
 
 
-def _read_spec() -> dict[str, Any]:
+def _parse(text: bytes) -> dict[str, Any]:
     import json
 
-    spec: dict[str, Any] = json.loads(sys.argv[3])
+    spec: dict[str, Any] = json.loads(text)
     return spec
+
+
+def _tasks_of_this_user() -> int:
+    """Processes and threads there are already: without a namespace, the limit counts them too."""
+    uid, count = os.getuid(), 0
+    for name in os.listdir("/proc") if _LINUX else ():
+        try:
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:  # it has ended meanwhile
+            pass
+    return count
 
 
 def _limit(limits: dict[str, int]) -> None:
@@ -92,6 +126,16 @@ def _limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
+def _confine(plan: dict[str, Any]) -> None:
+    from moltbot.worker.confine import confine
+
+    try:
+        confine(plan)
+    except OSError as error:
+        print(f"the wall cannot be put up from inside: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_UNCONFINED)
+
+
 # --- the guard ---------------------------------------------------------------------------------------
 
 
@@ -104,7 +148,7 @@ def _guard(worker: int, signals: set[signal.Signals]) -> NoReturn:
             break
         status = _reap(worker)
     while True:
-        for pid in _children():
+        for pid in _descendants():  # all at once: a child that is spared meanwhile may have more children
             _kill(pid)
         try:
             pid, ended = os.waitpid(-1, 0)
@@ -129,13 +173,16 @@ def _reap(worker: int) -> int | None:
             found = status
 
 
-def _children() -> list[int]:
-    """Our direct children; orphans of the worker have become some. Elsewhere than on Linux there is no adoption."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:
-        return []
+def _descendants() -> list[int]:
+    """All below us; orphans of the worker have become our children. Elsewhere than on Linux there is no adoption."""
+    found = [os.getpid()]
+    for pid in found:
+        try:
+            with open(f"/proc/{pid}/task/{pid}/children") as file:
+                found += [int(child) for child in file.read().split()]
+        except OSError:
+            pass
+    return found[1:]
 
 
 def _kill(pid: int) -> None:
@@ -166,6 +213,17 @@ def _execute(command: list[str]) -> NoReturn:
         os._exit(127)
 
 
+def _execute_in_terminal(command: list[str]) -> NoReturn:
+    """In a terminal of its own, for the operator's belongs to a session outside of the wall; and so nothing is typed into that."""
+    import pty
+
+    try:
+        status = pty.spawn(command)
+    except OSError:  # no terminals in this wall
+        _execute(command)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
 def _work(spec: dict[str, Any]) -> NoReturn:
     import faulthandler
 
@@ -173,7 +231,6 @@ def _work(spec: dict[str, Any]) -> NoReturn:
     faulthandler.register(
         signal.SIGQUIT
     )  # the supervisor asks for the stacks of a stuck worker before it kills it
-    sys.path[:] = [*sys.path, *spec["paths"]]
     if spec["site"]:
         import site  # -S skipped it; the handler's environment may need its .pth files
 

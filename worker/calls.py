@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from moltbot.core.errors import FrameError, InvalidRequest
 from moltbot.core.framing import Frame
 from moltbot.core.session import Callee
-from moltbot.worker.context import CancelledByCaller, Context
+from moltbot.worker.context import CALLER_GAVE_UP, CancelledByCaller, Context
 from moltbot.worker.handlers import Handler
 from moltbot.worker.state import StateError
 from moltbot.worker.users import User
@@ -96,13 +96,13 @@ class Call:
             send=self._send,
         )
 
-    def cancel(self) -> None:
-        """The caller gave up."""
-        self._context._cancelled = True
+    def cancel(self, reason: str | None = None) -> None:
+        """The caller gave up, or `reason` ends the request; an interrupted handler finds it in its CancelledError."""
+        reason = self._context._cancelled = reason or CALLER_GAVE_UP
         self.credit_granted()
         # A task that has not begun would end without a final frame; it looks at the flag when it begins.
         if self._on_loop and self._begun and self.task is not None:
-            self.task.cancel()
+            self.task.cancel(reason)
 
     def credit_granted(self) -> None:
         """The reader has room again."""

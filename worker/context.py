@@ -13,11 +13,12 @@ from typing import Any
 from moltbot.worker.record import Record
 from moltbot.worker.users import User
 
+CALLER_GAVE_UP = "the caller gave up"
 Send = Callable[[str, dict[str, Any]], None]
 
 
 class CancelledByCaller(Exception):
-    """Raised by `checkpoint()`: the caller gave up, or its time ran out."""
+    """Raised by `checkpoint()`: the caller gave up, its time ran out, or the worker's directories are full."""
 
 
 class Context:
@@ -39,7 +40,7 @@ class Context:
     ) -> None:
         self._user = user
         self._send = send
-        self._cancelled = False
+        self._cancelled: str | None = None
         self._usage: dict[str, Any] = {}
         self.user_id = user.user_id
         self.epoch = user.epoch
@@ -85,13 +86,13 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the caller gave up. A coroutine is interrupted by itself; a thread must look."""
-        return self._cancelled
+        """True once the request shall end. A coroutine is interrupted by itself; a thread must look."""
+        return self._cancelled is not None
 
     def checkpoint(self) -> None:
-        """Raise `CancelledByCaller` if the caller gave up."""
-        if self._cancelled:
-            raise CancelledByCaller("the caller gave up")
+        """Raise `CancelledByCaller`, with the reason as its text, if the request shall end."""
+        if self._cancelled is not None:
+            raise CancelledByCaller(self._cancelled)
 
     def emit(self, name: str, data: Any = None) -> None:
         """Send an event to the caller. In a thread it waits for a slow reader; in a coroutine it raises BufferError at 1 MiB."""

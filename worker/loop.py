@@ -134,9 +134,9 @@ class Worker:
         match event:
             case Requested(id, frame):
                 self._request(id, frame)
-            case CancelRequested(id):
+            case CancelRequested(id, reason):
                 if id in self._calls:
-                    self._calls[id].cancel()
+                    self._calls[id].cancel(reason)
                 self._tell_if_drained()
             case CreditGranted(id):
                 if id in self._calls:

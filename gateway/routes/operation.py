@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from moltbot.core.jsonable import iso_time
+from moltbot.core.jsonable import iso_time, jsonable
 from moltbot.gateway.bodies import json_response
 from moltbot.gateway.keys import AUTH, ROUTER
 from moltbot.router.status import PoolStatus
@@ -67,6 +67,8 @@ def _details(status: PoolStatus) -> dict[str, Any]:
         },
         "users": status.routing_table_size,
         "isolation": status.isolation,
+        "protections": jsonable(status.protections),
+        "warning": status.warning,
     }
 
 

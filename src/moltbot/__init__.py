@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moltbot.core.errors import FrameError as FrameError
     from moltbot.core.errors import HandlerError as HandlerError
     from moltbot.core.errors import InvalidRequest as InvalidRequest
+    from moltbot.core.errors import IsolationUnavailable as IsolationUnavailable
     from moltbot.core.errors import MoltbotError as MoltbotError
     from moltbot.core.errors import NotFound as NotFound
     from moltbot.core.errors import NotRunning as NotRunning
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from moltbot.core.errors import RequestTimeout as RequestTimeout
     from moltbot.core.errors import SettingsError as SettingsError
     from moltbot.core.errors import StartupError as StartupError
+    from moltbot.core.errors import StorageFull as StorageFull
     from moltbot.core.errors import Unavailable as Unavailable
     from moltbot.core.errors import UnknownType as UnknownType
     from moltbot.core.errors import UserQueueFull as UserQueueFull
@@ -61,6 +63,7 @@ _HOME = {
         "FrameError",
         "HandlerError",
         "InvalidRequest",
+        "IsolationUnavailable",
         "MoltbotError",
         "NotFound",
         "NotRunning",
@@ -71,6 +74,7 @@ _HOME = {
         "RequestTimeout",
         "SettingsError",
         "StartupError",
+        "StorageFull",
         "Unavailable",
         "UnknownType",
         "UserQueueFull",
@@ -99,6 +103,7 @@ __all__ = [
     "GatewayRouter",
     "HandlerError",
     "InvalidRequest",
+    "IsolationUnavailable",
     "MoltbotError",
     "NotFound",
     "NotRunning",
@@ -111,6 +116,7 @@ __all__ = [
     "RequestTimeout",
     "SettingsError",
     "StartupError",
+    "StorageFull",
     "Unavailable",
     "UnknownType",
     "Usage",

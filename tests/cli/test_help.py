@@ -57,13 +57,13 @@ def test_wrong_usage_is_status_2(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_info_shows_architecture_directories_settings_and_guarantees(tmp_path: Path) -> None:
-    result = moltbot(tmp_path, "workers", "info", MOLTBOT_MAX_MEMORY="1GB")
+    result = moltbot(tmp_path, "workers", "info", MOLTBOT_MAX_MEMORY="1GB", MOLTBOT_ISOLATION="landlock")
     assert (result.returncode, result.stderr) == (0, "")
     for text in (
         "Gateway (:18789)",
         "sandbox.json",
         "Sticky routing",
-        "isolation level in force: directories",
+        "as far as the isolation level goes: landlock, ",
     ):
         assert text in result.stdout
     [line] = [line for line in result.stdout.splitlines() if line.startswith("  max_memory")]

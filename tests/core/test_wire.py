@@ -234,19 +234,46 @@ async def test_close_inside_the_data_callback_of_a_peer_that_also_ended(pair: tu
 
 
 @on_linux
-async def test_a_peer_that_stopped_reading_for_good_costs_no_memory_and_is_still_heard(
+async def test_a_peer_that_stopped_reading_for_good_costs_no_memory_and_ends_after_its_last_words(
     raw: tuple[End, socket.socket],
 ) -> None:
     end, other = raw
+    other.send(b"last words")
     other.shutdown(socket.SHUT_RD)
     for _ in range(100):
         end.wire.write(pattern(10_000))
     assert (end.wire.written, end.wire.unwritten) == (0, 0)
-    other.send(b"last words")
-    assert await end.read(10) == b"last words"
-    assert end.closes == 0
-    other.close()
     await end.closed()
+    assert end.received == b"last words"
+    await asyncio.sleep(0.05)
+    assert (end.closes, end.sock.fileno()) == (1, -1)
+
+
+@on_linux
+async def test_a_peer_that_stopped_reading_and_goes_on_talking_is_not_heard_for_ever(
+    raw: tuple[End, socket.socket],
+) -> None:
+    end, other = raw
+    other.settimeout(DEADLINE)
+    end.on_data = lambda data: other.sendall(b"again")
+    other.send(b"first")
+    other.shutdown(socket.SHUT_RD)
+    end.wire.write(b"x")
+    await end.closed()
+    assert end.received.startswith(b"firstagain")
+    assert end.closes == 1
+
+
+@on_linux
+async def test_what_it_said_last_may_close_the_wire(raw: tuple[End, socket.socket]) -> None:
+    end, other = raw
+    end.on_data = lambda data: end.wire.close()
+    other.send(b"last words")
+    other.shutdown(socket.SHUT_RD)
+    end.wire.write(b"x")
+    await end.until(lambda: end.sock.fileno() == -1)
+    await asyncio.sleep(0.05)
+    assert (bytes(end.received), end.closes) == (b"last words", 0)
 
 
 @on_linux

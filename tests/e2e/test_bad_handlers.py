@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moltbot.gateway.server import Gateway
-from moltbot.sandbox import supervisor
+from moltbot.sandbox import pool, requests
 from tests.fakes import change_to, eventually
 from tests.support import MISBEHAVIOURS, gateway_in, log_lines, logged, post, stage
 
@@ -172,7 +172,7 @@ async def test_a_stuck_worker_is_killed_for_the_right_reason(
 async def test_a_request_that_ignores_its_end_costs_its_worker_and_counts_against_its_user(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "CANCEL_GRACE", 0.1)
+    monkeypatch.setattr(requests, "CANCEL_GRACE", 0.1)
     at = stage(tmp_path / "stage")
     async with two_workers(tmp_path, drain_timeout=0) as gateway:
         with gateway.router.events() as events:
@@ -229,15 +229,20 @@ async def test_what_a_handler_prints_plays_no_tricks_on_a_terminal(tmp_path: Pat
         assert not [byte for byte in log.read_bytes() if byte < 32 and byte != 10]
 
 
-async def test_three_thousand_nested_folders_in_temp_hinder_no_restart(tmp_path: Path) -> None:
+async def test_three_thousand_nested_folders_in_temp_hinder_no_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "HEALTH_SECONDS", 3600)  # this is about restarts: no measurement may come first
     async with two_workers(tmp_path) as gateway:
         start = (await post(gateway, "nests", BAD, 3000)).json["payload"]
         assert start.endswith(BAD)
+        nested = tmp_path / "base" / "worker-0" / "temp" / "1" / Path(start).name / "d" / "d"
+        assert nested.is_dir()
         with gateway.router.events() as events:
             (await post(gateway, "exits", BAD)).problem(502, "worker_died")
             await change_to(events, "ready")
         await still_works(gateway, restarts=1)
-        await eventually(lambda: not os.path.exists(start))
+        assert not nested.exists()
         await eventually(lambda: not os.listdir(tmp_path / "base" / "trash"))  # and deleted in the end
 
 

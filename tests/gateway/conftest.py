@@ -22,10 +22,10 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
 async def undisturbed(gateway: Gateway) -> AsyncIterator[None]:
     """Another user, before and after: served by the same process, which nothing restarted and nothing keeps busy."""
     before = (await post(gateway, "count", "a bystander")).json["payload"]
-    pid = (await post(gateway, "whoami", "a bystander")).json["payload"]["pid"]
+    life = (await post(gateway, "whoami", "a bystander")).json["payload"]["life"]
     yield
     assert (await post(gateway, "count", "a bystander")).json["payload"] == before + 1
-    assert (await post(gateway, "whoami", "a bystander")).json["payload"]["pid"] == pid
+    assert (await post(gateway, "whoami", "a bystander")).json["payload"]["life"] == life
     status = gateway.router.get_status()
     assert status is not None
     assert (status.running_requests, status.queued_requests) == (0, 0)

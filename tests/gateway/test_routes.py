@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from moltbot.gateway.server import Gateway
-from tests.fakes import eventually
-from tests.support import call, gateway_in, logged, post, raw, request_bytes, stage
+from tests.fakes import eventually, pid_inside
+from tests.support import LEVELS, call, gateway_in, logged, post, raw, request_bytes, stage
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("undisturbed")]
 
@@ -64,10 +64,10 @@ async def test_the_workers(gateway: Gateway) -> None:
     assert document["workerCount"] == document["totalWorkers"] == document["healthyWorkers"] == 1
     assert document["busyWorkers"] == document["queuedRequests"] == document["runningRequests"] == 0
     assert document["routingTableSize"] == document["workers"][0]["users"] >= 1
-    assert document["isolation"] == "directories"
+    assert document["isolation"] == document["workers"][0]["isolation"] in LEVELS
     [worker] = document["workers"]
     assert worker.keys() >= WORKER
-    assert worker["pid"] == (await post(gateway, "whoami", "ada")).json["payload"]["pid"]
+    assert pid_inside(worker["pid"]) == (await post(gateway, "whoami", "ada")).json["payload"]["pid"]
     assert (worker["state"], worker["connected"], worker["lastExit"]) == ("ready", True, None)
     assert datetime.fromisoformat(worker["startTime"]).utcoffset() is not None
 

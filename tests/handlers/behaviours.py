@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from moltbot import Context, handler
+
+LIFE = secrets.token_hex(8)
+"""Tells this process from every other one: behind a wall, each has the same pid."""
 
 
 def note(payload: dict[str, Any], what: str) -> None:
@@ -43,6 +48,7 @@ async def whoami(ctx: Context, payload: Any) -> dict[str, Any]:
         "user": ctx.user_id,
         "worker": ctx.worker_id,
         "pid": os.getpid(),
+        "life": LIFE,
         "directory": str(ctx.state_dir),
         "meta": dict(ctx.meta),
         "epoch": ctx.epoch,
@@ -129,7 +135,7 @@ async def die(ctx: Context, payload: dict[str, Any] | None) -> None:
 
 @handler("family")
 def family(ctx: Context, payload: Any) -> list[int]:
-    """Start a child and a grandchild in sessions of their own; returns their pids and this one."""
+    """Start a child and a grandchild in sessions of their own; returns their pids and this one, as seen from here."""
     program = (
         "import subprocess, sys, time;"
         "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', 'moltbot-grandchild'],"
@@ -146,14 +152,14 @@ def family(ctx: Context, payload: Any) -> list[int]:
 def surroundings(ctx: Context, payload: Any) -> dict[str, Any]:
     """What this process was given by the gateway: environment, arguments, open descriptors, working directory."""
     descriptors = {}
-    for name in os.listdir("/proc/self/fd"):
+    for number in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):  # not every wall allows a listing
         try:
-            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
+            descriptors[str(number)] = os.readlink(f"/proc/self/fd/{number}")
         except FileNotFoundError:
-            continue  # the descriptor of this listing
+            continue
     return {
         "environment": dict(os.environ),
-        "argv": Path("/proc/self/cmdline").read_bytes().decode().split("\0"),
+        "argv": sys.orig_argv,
         "descriptors": descriptors,
         "directory": os.getcwd(),
         "parent": os.getppid(),

@@ -24,7 +24,7 @@ from moltbot import (
 )
 from moltbot.core.events import UserPinned, WorkerChanged
 from tests.fakes import first_event
-from tests.support import log_lines, logged, pool_config, router_in, stage
+from tests.support import LEVELS, log_lines, logged, pool_config, router_in, stage
 
 
 async def test_before_its_start_a_router_knows_nothing_and_takes_nothing(tmp_path: Path) -> None:
@@ -53,7 +53,9 @@ async def test_status_counts_what_happened(tmp_path: Path) -> None:
         assert (status.total_workers, status.healthy_workers, status.busy_workers) == (2, 2, 0)
         assert (status.queued_requests, status.running_requests) == (0, 0)
         assert (status.completed_requests, status.failed_requests) == (4, 1)
-        assert (status.routing_table_size, status.isolation) == (2, "directories")
+        assert status.routing_table_size == 2
+        assert status.isolation in LEVELS
+        assert status.protections
         first, second = status.workers
         assert (first.worker_id, first.requests, first.errors, first.users) == ("worker-0", 3, 0, 1)
         assert (second.worker_id, second.requests, second.errors, second.users) == ("worker-1", 2, 1, 1)
@@ -66,6 +68,7 @@ async def test_status_counts_what_happened(tmp_path: Path) -> None:
                 None,
             )
             assert worker.pid is not None
+            assert (worker.isolation, worker.protections) == (status.isolation, status.protections)
             assert worker.start_time is not None
             assert started <= worker.start_time <= status.timestamp
             assert worker.last_heartbeat is not None

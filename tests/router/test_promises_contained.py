@@ -12,7 +12,7 @@ import pytest
 
 from moltbot import Event, GatewayRouter, Request, WorkerDied
 from moltbot.router.status import WorkerStatus
-from tests.fakes import all_gone, change_to, watch
+from tests.fakes import all_gone, change_to, pids_outside, watch
 from tests.support import log_lines, logged, router_in, stage
 
 ADA, BEN, CY = "user-a", "user-b", "user-c"  # on worker-0, worker-1 and worker-2
@@ -48,9 +48,11 @@ async def test_a_crash_costs_no_other_worker_a_request(tmp_path: Path, number: i
             for _ in range(3):
                 pid = worker(router, 1).pid
                 assert pid is not None
+                life = (await router.route(Request("whoami", BEN))).payload["life"]
                 os.kill(pid, number)
                 await change_to(events, "ready", worker="worker-1")
-                assert (await router.route(Request("whoami", BEN))).payload["pid"] != pid
+                assert (await router.route(Request("whoami", BEN))).payload["life"] != life
+                assert worker(router, 1).pid != pid
         stop.set()
         for answers in await asyncio.gather(*traffic):
             assert answers == list(range(2, len(answers) + 2))
@@ -131,7 +133,9 @@ async def test_an_idempotent_stream_is_not_begun_again_once_its_reader_saw_a_par
 async def test_a_request_that_waits_while_its_worker_is_down_runs_by_itself(tmp_path: Path) -> None:
     at = stage(tmp_path / "stage")
     async with router_in(tmp_path / "base", restart_delay=50) as router:
-        pid = (await router.route(Request("whoami", ADA))).payload["pid"]
+        await router.route(Request("whoami", ADA))
+        pid = worker(router, 0).pid
+        assert pid is not None
         with router.events() as events:
             os.kill(pid, signal.SIGKILL)
             await change_to(events, "backoff")
@@ -143,9 +147,13 @@ async def test_a_request_that_waits_while_its_worker_is_down_runs_by_itself(tmp_
 async def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
     async with router_in(tmp_path / "base", restart_delay=0) as router:
         family = (await router.route(Request("family", ADA))).payload
-        watched = watch(*family)
+        pid = worker(router, 0).pid
+        assert pid is not None
+        outside = pids_outside(pid, *family)
+        assert outside[-1] == pid
+        watched = watch(*outside)
         with router.events() as events:
-            os.kill(family[-1], signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             await change_to(events, "ready")
         assert await all_gone(watched) == []
 

@@ -93,7 +93,8 @@ async def test_requests_that_were_not_started_keep_their_order_over_a_crash(tmp_
             for n in range(1, 9)
             for user in users
         ]
-        pid = (await router.route(Request("whoami", "cy"))).payload["pid"]
+        await router.route(Request("whoami", "cy"))
+        pid = pid_of(router)
         with router.events() as events:
             os.kill(pid, signal.SIGKILL)
             await change_to(events, "ready")
@@ -109,7 +110,8 @@ async def test_requests_written_to_a_stopped_worker_are_settled_or_run_again_in_
     """What the worker's socket took is maybe_ran; what it did not take is not_started, and runs by itself."""
     at, big, users = stage(tmp_path / "stage"), "x" * 300_000, [f"user-{n}" for n in range(10)]
     async with router_in(tmp_path / "base", restart_delay=0) as router:
-        pid = (await router.route(Request("whoami", "ada"))).payload["pid"]
+        await router.route(Request("whoami", "ada"))
+        pid = pid_of(router)
         with router.events() as events:
             os.kill(pid, signal.SIGSTOP)
             first, second = (
@@ -130,6 +132,14 @@ async def test_requests_written_to_a_stopped_worker_are_settled_or_run_again_in_
     for index, user in enumerate(users):
         both = one_after_the_other(2)
         assert by_user(log_lines(at))[user] == (both[2:] if index < len(died) else both)
+
+
+def pid_of(router: GatewayRouter) -> int:
+    """The only worker's."""
+    status = router.get_status()
+    assert status is not None
+    assert status.workers[0].pid is not None
+    return status.workers[0].pid
 
 
 def knows(router: GatewayRouter, user: str) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from moltbot import GatewayRouter, Request, WorkersMissing, create_gateway_router
-from tests.fakes import PATIENCE, all_gone, change_to, watch
-from tests.support import Running, environment, moltbot, pool_config, router_in
+from tests.fakes import PATIENCE, all_gone, change_to, pids_outside, watch
+from tests.support import Running, environment, moltbot, pool_config, router_in, stage
 
 USERS = [f"user-{number}" for number in range(12)]
 
@@ -32,8 +32,9 @@ async def test_a_user_always_reaches_the_same_process(tmp_path: Path) -> None:
         seen: dict[str, set[Any]] = {user: set() for user in USERS}
         for _ in range(5):
             for reply in await asyncio.gather(*(router.route(Request("whoami", user)) for user in USERS)):
-                seen[reply.user_id].add((reply.worker_id, reply.payload["pid"]))
+                seen[reply.user_id].add((reply.worker_id, reply.payload["life"]))
         assert all(len(places) == 1 for places in seen.values())
+        assert len(set.union(*seen.values())) == 3
         assert {worker for places in seen.values() for worker, _ in places} == {
             "worker-0",
             "worker-1",
@@ -95,7 +96,7 @@ async def test_a_grown_pool_changes_no_pin(tmp_path: Path) -> None:
 async def test_concurrent_first_requests_of_one_user_make_one_pin(tmp_path: Path) -> None:
     async with router_in(tmp_path / "base", worker_count=4) as router:
         replies = await asyncio.gather(*(router.route(Request("whoami", "new")) for _ in range(20)))
-        assert len({(reply.worker_id, reply.epoch, reply.payload["pid"]) for reply in replies}) == 1
+        assert len({(reply.worker_id, reply.epoch, reply.payload["life"]) for reply in replies}) == 1
         status = router.get_status()
         assert status is not None
         assert status.routing_table_size == 1
@@ -145,14 +146,18 @@ asyncio.run(main())
 
 
 async def test_after_kill_9_no_process_is_left_and_every_user_is_found_again(tmp_path: Path) -> None:
+    at = stage(tmp_path / "stage")
     config = pool_config(tmp_path / "base", worker_count=3)
-    program = [sys.executable, "-c", EMBEDDING, json.dumps(config, default=str), str(tmp_path)]
+    program = [sys.executable, "-c", EMBEDDING, json.dumps(config, default=str), str(at)]
     process = await asyncio.create_subprocess_exec(
         *program, stdout=asyncio.subprocess.PIPE, env=environment(tmp_path)
     )
     assert process.stdout is not None
     told = json.loads(await process.stdout.readline())
-    watched = watch(*told["pids"], *told["family"])  # its workers, and what a handler started in new sessions
+    starter = told["pids"][int(told["homes"]["user-0"].removeprefix("worker-"))]
+    family = pids_outside(starter, *told["family"])  # what a handler started in new sessions, and its worker
+    assert family[-1] == starter
+    watched = watch(*told["pids"], *family)
     process.kill()
     await process.wait()
     assert await all_gone(watched) == []

@@ -11,6 +11,7 @@ import pytest
 from moltbot import Request, create_gateway_router
 from moltbot.core.errors import MoltbotError
 from tests.fakes import eventually
+from tests.support import pool_config, stage
 
 HANDLER = """
 import asyncio, os, signal
@@ -34,23 +35,23 @@ async def hang(ctx, payload):
 
 def config(tmp_path: Path, **settings: Any) -> dict[str, Any]:
     (tmp_path / "deadly.py").write_text(HANDLER)
-    handler = str(tmp_path / "deadly.py")
-    return {"workerCount": 1, "sandboxBaseDir": tmp_path / "base", "handler": handler, **settings}
+    stage(tmp_path / "stage")
+    return pool_config(tmp_path / "base", handler=str(tmp_path / "deadly.py")) | settings
 
 
 async def test_what_has_run_is_never_said_not_to_have_started(tmp_path: Path) -> None:
     async with create_gateway_router(config(tmp_path, restartDelay="20s", queueTimeout="200ms")) as router:
-        request = Request("die", "ada", str(tmp_path / "record"), idempotent=True)
+        request = Request("die", "ada", str(tmp_path / "stage" / "record"), idempotent=True)
         with pytest.raises(MoltbotError) as caught:
             await router.route(request)
-        assert (tmp_path / "record").read_text() == "ran\n"
+        assert (tmp_path / "stage" / "record").read_text() == "ran\n"
         assert (caught.value.verdict, caught.value.retryable) == ("maybe_ran", False)
 
 
 async def test_nobody_waits_for_a_router_that_has_stopped(tmp_path: Path) -> None:
     router = create_gateway_router(config(tmp_path, drainTimeout=0))
     await router.start()
-    record = tmp_path / "record"
+    record = tmp_path / "stage" / "record"
     caller = asyncio.create_task(router.route(Request("hang", "ada", str(record), idempotent=True)))
     await eventually(record.exists)
     await router.stop()

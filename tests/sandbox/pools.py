@@ -101,13 +101,18 @@ async def failure(call: Call) -> MoltbotError:
 
 
 def make_pool(tmp_path: Path, source: str = OBEDIENT, **settings: Any) -> Running:
-    """A pool that is not started; one worker and prompt restarts unless `settings` say otherwise."""
+    """A pool that is not started; one worker and prompt restarts unless `settings` say otherwise.
+
+    Without a wall: these tests are about slots and processes, and their handlers tell pids and wait for files anywhere.
+    That all of it happens behind walls as well is shown in `tests/router/test_promises_*.py` and `tests/e2e/`.
+    """
     file = tmp_path / "author" / "obedient.py"
     file.parent.mkdir(exist_ok=True)
     file.write_text(source)
     base = tmp_path / "base"
     base.mkdir(mode=0o700, exist_ok=True)
-    values = {"workerCount": 1, "restartDelay": 0, "handler": str(file), "sandboxBaseDir": base, **settings}
+    plain = {"workerCount": 1, "restartDelay": 0, "handler": str(file), "isolation": "directories"}
+    values = {**plain, "sandboxBaseDir": base, **settings}
     if values.get("workerCommand"):
         del values["handler"]
     broadcast: Broadcast[PoolEvent] = Broadcast()

@@ -1,24 +1,30 @@
-"""The boot code with real processes: what a worker inherits, how its end is told, and that nothing is left behind."""
+"""The boot code with real processes: what a worker inherits, how its end is told, and that nothing is left behind.
+
+Both of its modes are run without a wall, so that this is about the boot code alone; behind `bwrap` it is in `test_process.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.descriptors import Descriptors
 from moltbot.sandbox.directories import WorkerDirectories
-from moltbot.sandbox.launch import launch_spec
+from moltbot.sandbox.launch import LaunchSpec, launch_spec
 from tests.fakes import all_gone, watch
-from tests.sandbox.spawned import spawned
+from tests.sandbox.spawned import config_of, made, python, spawned, spawned_from
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is read here from /proc is Linux's own")
 
@@ -41,10 +47,7 @@ os.wait()
 
 @pytest.fixture
 def worker(tmp_path: Path) -> WorkerDirectories:
-    directories = WorkerDirectories(tmp_path, "worker-0")
-    directories.create()
-    directories.open_temp(1)
-    return directories
+    return made(tmp_path)
 
 
 def proc(pid: int, name: str) -> bytes:
@@ -52,8 +55,25 @@ def proc(pid: int, name: str) -> bytes:
     return Path(f"/proc/{pid}/{name}").read_bytes()
 
 
-def python(program: str) -> list[str]:
-    return [sys.executable, "-c", program]
+def run(spec: LaunchSpec) -> tuple[int, bytes]:
+    """Run to its end, with nothing on standard input; returns the exit status and what was said on stderr."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Descriptors(theirs) as descriptors:
+        done = subprocess.run(
+            descriptors.resolve(spec.argv),
+            check=False,
+            env=spec.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            pass_fds=descriptors.passed,
+        )
+    return done.returncode, done.stderr
+
+
+def walled(worker: WorkerDirectories, program: str, **fields: Any) -> LaunchSpec:
+    """As it is started behind `bwrap`: without a guard."""
+    spec = launch_spec(worker, 1, config_of(python(program)), os.environ, os.getpid())
+    return replace(spec, guarded=False, **fields)
 
 
 # --- what is inherited -----------------------------------------------------------------------------------------
@@ -84,12 +104,12 @@ async def test_the_guard_holds_nothing_of_its_worker(worker: WorkerDirectories) 
     ) as child:
         await child.said()
         assert await child.at_end()
-        assert os.listdir(f"/proc/{child.process.guard_pid}/fd") == []
+        assert os.listdir(f"/proc/{child.process.root_pid}/fd") == []
 
 
 async def test_no_new_privileges_for_the_guard_and_the_worker(worker: WorkerDirectories) -> None:
     async with spawned(worker, python(SAY + "say(os.getpid()); " + WAIT)) as child:
-        for pid in (child.process.guard_pid, await child.said()):
+        for pid in (child.process.root_pid, await child.said()):
             assert b"NoNewPrivs:\t1\n" in proc(pid, "status")
 
 
@@ -97,7 +117,7 @@ async def test_the_limits_are_those_of_the_configuration(worker: WorkerDirectori
     tell = "import resource; say([resource.getrlimit(getattr(resource, 'RLIMIT_' + name)) for name in ('NOFILE', 'CORE', 'DATA')]); "
     async with spawned(worker, python(SAY + tell + WAIT), maxOpenFiles=100, maxMemory="64MB") as child:
         data = (256 << 20) + (1 << 30)
-        assert await child.said() == [[100, 100], [0, 0], [data, data]]
+        assert await child.said() == [[100, 100], [1, 1], [data, data]]
 
 
 async def test_nothing_of_our_environment_is_readable_in_guard_or_worker(
@@ -107,7 +127,7 @@ async def test_nothing_of_our_environment_is_readable_in_guard_or_worker(
     monkeypatch.setenv("SECRET", "leak-2")
     monkeypatch.setenv("ALLOWED", "passes")
     async with spawned(worker, python(SAY + "say(os.getpid()); " + WAIT), environment=["ALLOWED"]) as child:
-        for pid in (child.process.guard_pid, await child.said()):
+        for pid in (child.process.root_pid, await child.said()):
             environment = proc(pid, "environ")
             assert b"leak" not in environment
             assert b"ALLOWED=passes" in environment
@@ -144,7 +164,8 @@ async def test_the_guard_ends_by_the_signal_of_its_worker(
 
 async def test_a_worker_killed_from_outside_is_told_as_killed(worker: WorkerDirectories) -> None:
     async with spawned(worker, python(SAY + "say(os.getpid()); " + WAIT)) as child:
-        child.process.identify(await child.said())
+        await child.said()
+        child.process.identify()
         child.process.kill()
         assert (await child.ended())[:2] == (None, signal.SIGKILL)
 
@@ -162,24 +183,17 @@ async def test_a_command_of_another_language_is_executed_as_it_is(worker: Worker
 
 
 def test_boot_ends_at_once_if_its_gateway_is_gone_already(worker: WorkerDirectories) -> None:
-    config = PoolConfig.read({"workerCommand": python("raise SystemExit('must not run')")})
-    spec = launch_spec(worker, 1, config, {}, parent=1)
-    run = subprocess.run(
-        spec.argv, check=False, env=dict(spec.environment), stdin=subprocess.DEVNULL, capture_output=True
-    )
-    assert (run.returncode, run.stderr) == (72, b"")
+    spec = launch_spec(worker, 1, config_of(python("raise SystemExit('must not run')")), {}, parent=1)
+    assert run(spec) == (72, b"")
 
 
-@pytest.mark.parametrize(("claimed", "right"), [(0, 0), (-5, 0), (2**70, 0), ("own", 0)])
-async def test_the_worker_is_known_whatever_pid_it_claims(
-    worker: WorkerDirectories, claimed: Any, right: int
-) -> None:
+async def test_the_worker_is_known_without_being_asked(worker: WorkerDirectories) -> None:
     async with spawned(worker, python(SAY + "say(os.getpid()); " + WAIT)) as child:
         pid = await child.said()
-        child.process.identify(pid if claimed == "own" else claimed)
+        child.process.identify()
         assert child.process.worker_pid == pid
-        child.process.identify(os.getpid())
-        assert child.process.worker_pid == pid, "nobody makes us kill a stranger"
+        child.process.identify()
+        assert child.process.worker_pid == pid, "once is enough"
 
 
 # --- nothing is left ----------------------------------------------------------------------------------------------------
@@ -205,7 +219,7 @@ async def test_a_kill_takes_the_whole_tree(worker: WorkerDirectories) -> None:
 async def test_a_guard_that_does_nothing_is_killed_with_its_tree(worker: WorkerDirectories) -> None:
     async with spawned(worker, python(RUNAWAY + WAIT)) as child:
         everything = watch(await child.said(), *child.pids())
-        os.kill(child.process.guard_pid, signal.SIGSTOP)
+        os.kill(child.process.root_pid, signal.SIGSTOP)
         child.process.kill()
         child.process.kill_tree()
         assert (await child.ended())[:2] == (None, signal.SIGKILL)
@@ -227,7 +241,7 @@ async def main():
     process = await WorkerProcess.spawn(spec, theirs, 2, 2)
     theirs.close()
     pids = [json.loads(line) for line in [ours.makefile().readline()]]
-    print(json.dumps([process.guard_pid, *pids]), flush=True)
+    print(json.dumps([process.root_pid, *pids]), flush=True)
     await asyncio.sleep(1000)
 
 asyncio.run(main())
@@ -261,6 +275,55 @@ async def test_nothing_outlives_a_killed_gateway(worker: WorkerDirectories, doin
 async def test_a_worker_dies_with_its_guard(worker: WorkerDirectories) -> None:
     async with spawned(worker, python(SAY + "say(os.getpid()); " + WAIT)) as child:
         everything = watch(await child.said())
-        os.kill(child.process.guard_pid, signal.SIGKILL)
+        os.kill(child.process.root_pid, signal.SIGKILL)
         await child.ended()
         assert await all_gone(everything) == []
+
+
+# --- behind a wall, whose namespace does the guard's work ---------------------------------------------------------------
+
+
+async def test_without_a_guard_the_process_we_started_is_the_worker(worker: WorkerDirectories) -> None:
+    tell = "say([os.getpid(), os.getcwd(), sorted(os.listdir('/proc/self/fd'))]); "
+    async with spawned_from(walled(worker, SAY + tell + WAIT)) as child:
+        pid, directory, descriptors = await child.said()
+        assert pid == child.process.root_pid
+        assert child.pids() == {pid}
+        assert directory == str(worker.temp(1))
+        assert set(descriptors) <= {"0", "1", "2", "3", "4"}, "4 reads the list"
+        assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
+        assert os.readlink(f"/proc/{pid}/fd/3").startswith("socket:")
+        assert "4" not in os.listdir(f"/proc/{pid}/fd"), "its spec is closed"
+
+
+@pytest.mark.parametrize("status", [0, 3, 255])
+async def test_without_a_guard_the_status_is_the_workers_own(worker: WorkerDirectories, status: int) -> None:
+    async with spawned_from(walled(worker, f"import os; os._exit({status})")) as child:
+        assert await child.ended() == (status, None, False)
+
+
+def test_without_a_guard_nobody_asks_who_the_parent_is(worker: WorkerDirectories) -> None:
+    assert run(replace(walled(worker, "raise SystemExit(7)"), parent=1)) == (7, b"")
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_wall_that_cannot_be_put_up_from_inside_ends_the_worker_before_its_program(
+    worker: WorkerDirectories, guarded: bool
+) -> None:
+    below_a_file = {"rules": [[f"{__file__}/below", "read"]], "tcp": True, "refused_ports": []}
+    confinement = {"uid": None, "landlock": below_a_file, "seccomp": None}
+    spec = replace(walled(worker, "print('must not run')"), confinement=confinement, guarded=guarded)
+    status, said = run(spec)
+    assert status == 73
+    assert said.startswith(b"the wall cannot be put up from inside: ")
+    assert said.count(b"\n") == 1
+
+
+def test_a_limit_that_is_lower_already_stays_as_it_is(worker: WorkerDirectories) -> None:
+    program = "import resource, sys; sys.exit(resource.getrlimit(resource.RLIMIT_NOFILE)[1] != 80)"
+    spec = walled(worker, program)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert spec.limits["RLIMIT_NOFILE"] > 80
+    shell = ("sh", "-c", 'ulimit -n 80 && exec "$@"', "sh")
+    assert run(replace(spec, prefix=shell)) == (0, b"")
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

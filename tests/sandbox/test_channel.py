@@ -223,7 +223,7 @@ async def test_an_abandoned_call_fails_at_once_and_stays_open_until_its_final_fr
     with pytest.raises(RequestTimeout):
         await reader
     assert (ended, call.ended, line.channel.in_flight) == ([], False, 1)
-    assert (await line.peer.receive()) == {"kind": "cancel", "id": call.id}
+    assert (await line.peer.receive()) == {"kind": "cancel", "id": call.id, "reason": "too slow"}
     await line.peer.send("chunk", id=call.id, data="it crossed the cancel")
     await line.peer.send("reply", id=call.id, payload="and so did this")
     await line.peer.send("beat", lag_ms=0, in_flight=0, at=0)

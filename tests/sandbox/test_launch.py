@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ import pytest
 
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories
-from moltbot.sandbox.launch import LaunchSpec, absolute_handler, hello_config, launch_spec
+from moltbot.sandbox.launch import (
+    STATUS_PIPE,
+    Attached,
+    LaunchSpec,
+    Places,
+    Word,
+    WorkerSocket,
+    absolute_handler,
+    hello_config,
+    launch_spec,
+)
 
 OURS = {
     "MOLTBOT_TOKEN": "secret-1",
@@ -35,8 +47,17 @@ def spec(inherited: dict[str, str] | None = None, **settings: Any) -> LaunchSpec
     return launch_spec(directories, 7, config, OURS if inherited is None else inherited, 4242)
 
 
+def boot_of(spec: LaunchSpec) -> dict[str, Any]:
+    """What the worker's boot code is told, by a descriptor."""
+    attached = spec.argv[spec.argv.index("moltbot-worker") + 2]
+    assert isinstance(attached, Attached)
+    assert isinstance(attached.content, bytes)
+    content: dict[str, Any] = json.loads(attached.content)
+    return content
+
+
 def test_the_environment_is_exactly_this() -> None:
-    assert dict(spec().environment) == {
+    assert spec().environment == {
         "MOLTBOT_WORKER_ID": "worker-3",
         "MOLTBOT_INCARNATION": "7",
         "HOME": "/base/worker-3/temp/7/.home",
@@ -62,8 +83,8 @@ def test_a_named_variable_cannot_replace_what_is_the_workers_own(name: str) -> N
     assert spec(environment=[name]).environment == spec().environment
 
 
-def test_nothing_secret_is_in_argv() -> None:
-    everything = " ".join(spec(environment=["SECRET"]).argv)
+def test_nothing_secret_is_in_argv_or_in_what_is_attached() -> None:
+    everything = repr(spec(environment=["SECRET"]).argv)
     for value in ("secret", "evil", "operator"):
         assert value not in everything
 
@@ -72,25 +93,67 @@ def test_argv_begins_with_the_interpreter_and_names_the_worker() -> None:
     argv = spec().argv
     assert argv[0] == sys.executable, "Python finds its virtual environment by it"
     assert argv[1:4] == ("-I", "-S", "-u")
+    assert isinstance(argv[4], str)
     assert Path(argv[4]).parts[-2:] == ("worker", "boot.py")
     assert Path(argv[4]).is_file()
     assert argv[5:7] == ("moltbot-worker", "worker-3")
-    assert len(argv) == 8
+    assert isinstance(argv[7], Attached)
+    assert argv[8:] == ("guarded", WorkerSocket())
 
 
-def test_the_boot_spec_carries_parent_limits_and_command() -> None:
-    boot = json.loads(spec(maxMemory="100MB", maxOpenFiles=200, worker_command=["node", "worker.js"]).argv[7])
-    assert boot["parent"] == 4242
+@pytest.mark.parametrize(
+    ("changes", "parent", "last"),
+    [
+        ({}, 4242, ("guarded", WorkerSocket())),
+        ({"guarded": False}, None, ("walled", WorkerSocket())),
+        ({"interactive": True}, None, ("interactive",)),
+    ],
+)
+def test_only_a_guard_has_to_know_its_gateway_and_only_a_shell_gets_no_socket(
+    changes: dict[str, Any], parent: int | None, last: tuple[Word, ...]
+) -> None:
+    changed = replace(spec(), **changes)
+    assert (boot_of(changed)["parent"], changed.argv[8:]) == (parent, last)
+
+
+def test_what_runs_the_worker_comes_first_and_changes_nothing_behind_it() -> None:
+    plain = spec()
+    words = ("/usr/bin/bwrap", "--args", Attached(("--info-fd", STATUS_PIPE)), "--")
+    assert replace(plain, prefix=words).argv == (*words, *plain.argv)
+
+
+def test_a_worker_behind_a_wall_is_told_paths_as_it_sees_them() -> None:
+    inside = Path("/inside")
+    places = Places(*(inside / name for name in ("sessions", "state", "cache", "temp", "home", "lib")))
+    moved = replace(spec(), places=places)
+    assert moved.environment == spec().environment | {"HOME": "/inside/home", "TMPDIR": "/inside/temp"}
+    assert moved.argv[4] == "/inside/lib/moltbot/worker/boot.py"
+    assert boot_of(moved)["directory"] == "/inside/temp"
+    assert boot_of(moved)["paths"][0] == "/inside/lib"
+
+
+def test_what_is_applied_from_inside_is_part_of_the_boot_spec() -> None:
+    assert boot_of(spec())["confinement"] is None
+    confinement = {"uid": 5, "landlock": None, "seccomp": None}
+    assert boot_of(replace(spec(), confinement=confinement))["confinement"] == confinement
+
+
+def test_the_boot_spec_carries_limits_and_command() -> None:
+    settings: dict[str, Any] = {"maxMemory": "100MB", "maxOpenFiles": 200, "maxDisk": "50MB"}
+    settings |= {"workerCount": 3, "maxProcesses": 20}
+    boot = boot_of(spec(**settings, worker_command=["node", "worker.js"]))
     assert boot["command"] == ["node", "worker.js"]
     assert boot["limits"] == {
-        "RLIMIT_CORE": 0,
+        "RLIMIT_CORE": 1,
         "RLIMIT_NOFILE": 200,
+        "RLIMIT_FSIZE": 50 << 20,
         "RLIMIT_DATA": (400 << 20) + (1 << 30),
+        **({} if os.geteuid() == 0 else {"RLIMIT_NPROC": 60}),
     }
 
 
 def test_the_boot_code_finds_our_package_and_msgpack_without_site() -> None:
-    boot = json.loads(spec().argv[7])
+    boot = boot_of(spec())
     assert boot["command"] is None
     package, msgpack = map(Path, boot["paths"])
     assert (package / "moltbot" / "worker" / "loop.py").is_file()
@@ -99,17 +162,16 @@ def test_the_boot_code_finds_our_package_and_msgpack_without_site() -> None:
 
 @pytest.mark.parametrize(("handler", "site"), [(None, False), ("handler.py", True), ("pkg:agent", True)])
 def test_site_packages_are_there_for_authors_code_only(handler: str | None, site: bool) -> None:
-    assert json.loads(spec(handler=handler).argv[7])["site"] is site
+    assert boot_of(spec(handler=handler))["site"] is site
 
 
 def test_a_worker_starts_in_its_own_temp_directory() -> None:
-    assert spec().working_directory == Path("/base/worker-3/temp/7")
+    assert boot_of(spec())["directory"] == "/base/worker-3/temp/7"
 
 
 def test_the_worker_is_told_its_directories_and_limits() -> None:
-    directories = WorkerDirectories(Path("/base"), "worker-3")
     config = PoolConfig.read({"heartbeatInterval": "250ms", "maxConcurrent": 3, "durableState": True})
-    assert hello_config(directories, 7, config) == {
+    assert hello_config(spec().places, config) == {
         "handler": None,
         "directories": {
             "sessions": "/base/worker-3/sessions",

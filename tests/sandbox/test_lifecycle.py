@@ -334,6 +334,8 @@ ENDS: list[tuple[Slot, list[Event], ExitReason, str]] = [
     (READY, [ChannelLost("eof"), Exited(None, 9, oom=True)], ExitReason.OUT_OF_MEMORY, "out of memory"),
     (READY, [Exited(1, None, oom=True)], ExitReason.CRASHED, "exit status 1"),
     (READY, [Trouble(ExitReason.OVER_MEMORY, "600 MB"), KILLED], ExitReason.OVER_MEMORY, "600 MB"),
+    (READY, [Trouble(ExitReason.OVER_PROCESSES, "300"), KILLED], ExitReason.OVER_PROCESSES, "300"),
+    (READY, [Trouble(ExitReason.OVER_DISK, "2 GB"), KILLED], ExitReason.OVER_DISK, "2 GB"),
     (READY, [Trouble(ExitReason.UNRESPONSIVE, "silent"), KILLED], ExitReason.UNRESPONSIVE, "silent"),
     (READY, [Trouble(ExitReason.WEDGED, "blocked"), KILLED], ExitReason.WEDGED, "blocked"),
     (READY, [Drain(ExitReason.OVERDUE, "ignored"), Deadline(), KILLED], ExitReason.OVERDUE, "ignored"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,11 +119,20 @@ async def test_a_command_that_does_not_exist_fails_the_start(tmp_path: Path) -> 
     assert "cannot run the worker command /no/such/program" in running.log()
 
 
-async def test_a_directory_that_cannot_be_made_fails_the_start(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_made_fails_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def make_no_trash(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "trash":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        make(path, *args, **kwargs)
+
     running = make_pool(tmp_path, workerCount=2)
-    (running.base / "trash").touch()
+    monkeypatch.setattr(Path, "mkdir", make_no_trash)
     before = descendants()
-    with pytest.raises(BaseDirectoryError, match="trash cannot be made"):
+    with pytest.raises(BaseDirectoryError, match=r"trash cannot be made \(No space left on device\)"):
         await running.pool.start()
     assert_nothing_left(running, before)
 

@@ -13,7 +13,7 @@ from moltbot.core.errors import Cancelled, InvalidRequest, RequestTimeout, Unava
 from moltbot.core.events import RequestOverdue
 from moltbot.core.messages import Request
 from moltbot.sandbox import pool as pool_module
-from moltbot.sandbox import supervisor as supervisor_module
+from moltbot.sandbox import requests as requests_module
 from moltbot.sandbox.lifecycle import State
 from tests.fakes import change_to, eventually, first_event
 from tests.sandbox.pools import OBEDIENT, Running, answer, failure, running_pool
@@ -137,7 +137,7 @@ async def test_a_crash_loop_ends_in_quarantine(tmp_path: Path) -> None:
         last = await change_to(running.events, State.QUARANTINED)
         assert (last.incarnation, last.reason) == (3, "boot_failed")
         worker = running[0]
-        assert (worker.connected, worker.has_room, worker.pid, worker.guard_pid) == (False, False, None, None)
+        assert (worker.connected, worker.has_room, worker.pid, worker.root_pid) == (False, False, None, None)
         with pytest.raises(Unavailable, match="worker-0 is quarantined"):
             running.send("pid")
 
@@ -163,7 +163,7 @@ async def test_a_worker_over_its_soft_memory_is_recycled_after_its_requests(tmp_
 async def test_a_handler_that_ignores_its_cancellation_is_overdue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "CANCEL_GRACE", 0.1)
+    monkeypatch.setattr(requests_module, "CANCEL_GRACE", 0.1)
     async with running_pool(tmp_path, requestTimeout="300ms", drainTimeout="200ms") as running:
         call = running.send("ignore cancellation")
         error = await failure(call)
