@@ -22,8 +22,9 @@ from moltbot.core import errors, framing, messages, session, user_key
 from moltbot.core.units import format_duration, format_size
 from moltbot.gateway.problems import _STATUS
 from moltbot.router import flight, placement, ring
-from moltbot.sandbox import health, lifecycle, logs, policies, restart
+from moltbot.sandbox import disk, health, lifecycle, logs, policies, restart
 from moltbot.sandbox.config import MAX_WORKERS
+from moltbot.sandbox.isolation import root, view
 from moltbot.worker import calls, record, state
 from tests.docs.pages import PAGES
 
@@ -118,6 +119,10 @@ def limits() -> str:
         ],
         ["time for a cancelled handler to end", _s(policies.CANCEL_GRACE)],
         ["time for a drained worker to stop", _s(policies.STOP_GRACE)],
+        ["`/tmp` of a worker at isolation level `bubblewrap`, in memory", format_size(root.TMP_SIZE)],
+        ["`/dev/shm` of a worker at that level, in memory", format_size(root.SHM_SIZE)],
+        ["nested folders in a worker's directories that are measured", str(disk.MAX_DEPTH)],
+        ["files in one granted path, which are looked through for sockets", str(view._MOST_ENTRIES)],
         ["one log file; older ones kept", f"{format_size(logs.MAX_LOG_BYTES)}; {logs.LOG_BACKUPS}"],
         [
             "output of a worker that is logged, per stream",

@@ -15,9 +15,11 @@ from moltbot.gateway.origins import Origins
 from moltbot.gateway.problems import _STATUS
 from moltbot.router.gateway_router import GatewayRouter
 from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.isolation.plan import Level
 from moltbot.sandbox.lifecycle import ExitReason, State
 from tests.docs.generated import PARTS, error_classes, parts_in, renewed
 from tests.docs.pages import PAGES, ROOT, name_of
+from tests.escape.test_attempts import ATTEMPTS
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -77,6 +79,13 @@ def test_the_lifecycle_page_explains_every_state_and_reason() -> None:
     text = (ROOT / "docs" / "explanation" / "lifecycle.md").read_text(encoding="utf-8")
     for word in (*State, *ExitReason):
         assert f"| `{word}` |" in text, word
+
+
+def test_the_isolation_page_names_every_attempt_that_a_wall_leaves_open() -> None:
+    text = (ROOT / "docs" / "explanation" / "isolation.md").read_text(encoding="utf-8")
+    for attempt in ATTEMPTS:
+        if attempt.expected[Level.LANDLOCK].outcome == "open":
+            assert f"`{attempt.name}`" in text, attempt.name
 
 
 def test_the_python_page_names_every_public_name() -> None:

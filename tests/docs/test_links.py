@@ -43,3 +43,9 @@ def test_the_index_names_every_page() -> None:
             assert f"({page.relative_to(ROOT / 'docs')})" in index, (
                 f"{name_of(page)} is not in docs/README.md"
             )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:tests|examples|benchmarks)/[\w./-]+)`", prose_of(page)):
+        assert (ROOT / name).exists(), f"{name_of(page)}: {name} does not exist"

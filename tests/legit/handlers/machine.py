@@ -99,7 +99,7 @@ def home(ctx: Context, payload: Any) -> None:
     entry = pwd.getpwuid(os.getuid())
     assert entry.pw_name == getpass.getuser()
     assert told("id", "-un") == entry.pw_name
-    assert Path(os.path.expanduser(f"~{entry.pw_name}")).is_dir()
+    assert os.path.expanduser(f"~{entry.pw_name}") == entry.pw_dir
     assert told("sh", "-c", "cd ~ && pwd") == str(place)
 
 
