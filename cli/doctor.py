@@ -62,6 +62,9 @@ def checkup_text(checkup: Checkup) -> str:
 
 def _answer(checkup: Checkup) -> str:
     wanted = f"isolation = {checkup.isolation}, min_isolation = {checkup.min_isolation}"
+    handler = next(check for check in checkup.checks if check.name == "handler")
+    if not handler.present:
+        return f"A gateway cannot start here: {handler.detail}"
     if checkup.level is None:
         return f"A gateway cannot start here: nothing that the settings allow works ({wanted})."
     loud = (

@@ -17,11 +17,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from moltbot.core.errors import SettingsError
 from moltbot.core.units import approximate_size, format_size
 from moltbot.sandbox.cgroup import find_delegation
 from moltbot.sandbox.config import MAX_WORKERS, PoolConfig
 from moltbot.sandbox.directories import PROBE, remove_trees
-from moltbot.sandbox.isolation.choice import candidates, first_uid, probe
+from moltbot.sandbox.isolation.choice import (
+    candidates,
+    check_handler_readable,
+    first_uid,
+    is_allowed,
+    probe,
+)
 from moltbot.sandbox.isolation.landlock import landlock_detail
 from moltbot.sandbox.isolation.limits import cgroup_protection
 from moltbot.sandbox.isolation.plan import Ground, Level
@@ -73,25 +80,29 @@ async def examine(config: PoolConfig) -> Checkup:
     base = Path(await asyncio.to_thread(_make_directory, config.sandbox_base_dir))
     ground = Ground(base, (), first_uid(config.worker_uids, base))
     try:
-        levels = []
+        levels, handler = [], Check("handler", True, "readable for the workers")
         for wall in candidates(config, ground, view):
             reason = await probe(wall, config)
             program = str(wall.program) if wall.program is not None else None
             remedy = remedy_for(reason, machine, program) if reason else None
             levels.append(LevelCheck(str(wall.level), reason is None, program, reason, remedy))
+            if is_allowed(wall.level, config):
+                try:
+                    check_handler_readable(wall, view)
+                except SettingsError as error:  # with this, a gateway does not start, whatever else works
+                    handler = Check("handler", False, error.message)
     finally:
         await remove_trees([str(base)])
-    allowed = (
-        check.level
-        for check in levels
-        if check.works
-        and Level(check.level).at_least(Level(config.min_isolation))
-        and config.isolation in ("auto", check.level)
-    )
+    allowed = (check.level for check in levels if check.works and is_allowed(Level(check.level), config))
     level = next(allowed, None)
     checks = await asyncio.to_thread(_checks, config, machine, levels, level)
     return Checkup(
-        level, config.isolation, config.min_isolation, level is not None, tuple(levels), tuple(checks)
+        level=level,
+        isolation=config.isolation,
+        min_isolation=config.min_isolation,
+        sufficient=level is not None and handler.present,
+        levels=tuple(levels),
+        checks=(*checks, handler),
     )
 
 

@@ -57,9 +57,9 @@ async def choose_wall(config: PoolConfig, base: Path, gateway_ports: tuple[int, 
     ground = Ground(base, gateway_ports, first_uid(config.worker_uids, base))
     reasons: list[str] = []
     for wall in candidates(config, ground, view):
-        if not _wanted(wall.level, config):
+        if not is_allowed(wall.level, config):
             continue
-        _check_handler_readable(wall, view)
+        check_handler_readable(wall, view)
         reason = await probe(wall, config)
         if reason is None:
             return Choice(wall, tuple(reasons))
@@ -98,7 +98,8 @@ def candidates(config: PoolConfig, ground: Ground, view: View) -> Iterator[Wall]
     yield DirectoriesWall(ground)
 
 
-def _wanted(level: Level, config: PoolConfig) -> bool:
+def is_allowed(level: Level, config: PoolConfig) -> bool:
+    """True if `isolation` and `min_isolation` let a gateway run at this level."""
     return level.at_least(Level(config.min_isolation)) and config.isolation in ("auto", level)
 
 
@@ -108,8 +109,8 @@ def first_uid(uids: tuple[int, int], base: Path) -> int:
     return uids[0] + zlib.crc32(os.fsencode(base)) % blocks * MAX_WORKERS
 
 
-def _check_handler_readable(wall: Wall, view: View) -> None:
-    """An author's private file is no reason for a weaker wall: it is an error with a simple remedy."""
+def check_handler_readable(wall: Wall, view: View) -> None:
+    """An author's private file is no reason for a weaker wall but an error with a simple remedy: raises SettingsError."""
     if wall.owner(worker_name(0)) == os.geteuid():
         return
     for path in view.handler:

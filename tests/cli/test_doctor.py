@@ -211,3 +211,15 @@ def test_root_without_its_power_gets_less_and_is_refused_more(weak_root: Hobbled
     assert "bubblewrap" not in works(document)
     assert "SYS_ADMIN" in document["levels"][0]["remedy"]
     check_refusals(weak_root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's workers have uids of their own")
+def test_a_handler_that_workers_cannot_read_is_found_before_the_start(tmp_path: Path) -> None:
+    handler = tmp_path / "agent.py"
+    handler.write_text("")
+    handler.chmod(0o600)
+    if "bubblewrap" not in works(examined(moltbot(tmp_path, "doctor", "--json"))):
+        pytest.skip("bubblewrap does not work here")
+    result = moltbot(tmp_path, "doctor", MOLTBOT_HANDLER=str(handler))
+    assert result.returncode == 1
+    assert f"A gateway cannot start here: {handler} cannot be read by the workers" in result.stdout
