@@ -12,6 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,6 +38,16 @@ CGROUP_ROOM = 64 << 20  # for what runs the worker and for files in memory: samp
 CGROUP_TASKS = 8
 MAX_HASTY_BEATS = 50  # a stopped worker that goes on sends what it owed at once
 MAX_LAG_MS = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class LastExit:
+    """How a slot's last incarnation ended."""
+
+    incarnation: int
+    reason: str
+    detail: str | None
+    at: float
 
 
 class Incarnation:
@@ -162,6 +173,22 @@ class Incarnation:
         if pid is None:
             return ["its process is not found from outside"]
         return shortcomings(pid, self._isolation.wall.evidence(self._directories.worker_id))
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process as this machine numbers it; None while there is none."""
+        return self.process.worker_pid if self.process is not None and self.running else None
+
+    @property
+    def root_pid(self) -> int | None:
+        """The root of the process tree."""
+        return self.process.root_pid if self.process is not None and self.running else None
+
+    @property
+    def filesystems(self) -> tuple[str, ...]:
+        """Paths of the filesystems that the worker has in memory, seen through its process."""
+        pid, places = self.pid, self._isolation.wall.filesystems()
+        return tuple(f"/proc/{pid}/root{place}" for place in places) if pid is not None else ()
 
     @property
     def running(self) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from moltbot.core.clock import Clock, Timer
@@ -33,7 +32,7 @@ from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories
 from moltbot.sandbox.disk import DiskLimits, DiskUse
 from moltbot.sandbox.health import Sample, judge
-from moltbot.sandbox.incarnation import Incarnation
+from moltbot.sandbox.incarnation import Incarnation, LastExit
 from moltbot.sandbox.isolation.isolation import Isolation
 from moltbot.sandbox.lifecycle import Action, ExitReason, Slot, State
 from moltbot.sandbox.logs import LogPump
@@ -46,16 +45,6 @@ from moltbot.sandbox.storage import StorageRule
 SHUTDOWN_GRACE = 0.8 * STOP_GRACE  # what hooks get of it; the rest is for the process to end
 
 log = logging.getLogger("moltbot.worker")
-
-
-@dataclass(frozen=True, slots=True)
-class LastExit:
-    """How the slot's last incarnation ended."""
-
-    incarnation: int
-    reason: str
-    detail: str | None
-    at: float
 
 
 class Supervisor:
@@ -119,30 +108,17 @@ class Supervisor:
     @property
     def pid(self) -> int | None:
         """The worker's process as this machine numbers it; None while there is none."""
-        life = self.life
-        return (
-            life.process.worker_pid
-            if life is not None and life.process is not None and life.running
-            else None
-        )
+        return self.life.pid if self.life is not None else None
 
     @property
     def root_pid(self) -> int | None:
         """The root of the worker's process tree."""
-        life = self.life
-        return (
-            life.process.root_pid if life is not None and life.process is not None and life.running else None
-        )
+        return self.life.root_pid if self.life is not None else None
 
     @property
     def filesystems(self) -> tuple[str, ...]:
         """Paths of the filesystems that the worker has in memory, seen through its process."""
-        pid = self.pid
-        return (
-            tuple(f"/proc/{pid}/root{path}" for path in self.isolation.wall.filesystems())
-            if pid is not None
-            else ()
-        )
+        return self.life.filesystems if self.life is not None else ()
 
     @property
     def connected(self) -> bool:
