@@ -111,7 +111,9 @@ class Story:
         gateway = await self._start()
         try:
             self._introduce(gateway)
-            async with GatewayClient(gateway.url, gateway.token, timeout=60) as client:
+            async with GatewayClient(
+                gateway.url, gateway.token, timeout=60, fingerprint=gateway.fingerprint
+            ) as client:
                 homes = await self._assign(client)
                 await self._repeat(client, homes)
                 await self._kill_one(gateway, client, homes)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moltbot.cli.connect import default_gateway_directory
 from moltbot.cli.output import table
+from moltbot.cli.setting_table import setting_rows, settings_document, where_else
 from moltbot.cli.settings import Settings
-from moltbot.core.units import format_duration, format_size, parse_duration, parse_size
-from moltbot.sandbox.config import parse_uids
 
 _DRAWING = """\
                  requests for many users
@@ -35,7 +33,7 @@ _TREE = """\
 ├── moltbot.db            who lives where
 ├── token                 the operator's token
 ├── gateway.json          address and pid of the running gateway
-├── logs/                 worker-pool.log
+├── logs/                 worker-pool.log, access.log
 ├── worker-0/
 │   ├── sandbox.json      metadata
 │   ├── sessions/         conversations, per user
@@ -60,10 +58,7 @@ GUARANTEES = (
 def info_document(settings: Settings, sources: Mapping[str, str]) -> dict[str, Any]:
     """The same facts for programs."""
     return {
-        "settings": [
-            {"name": name, "default": default, "value": value, "source": source, "description": description}
-            for name, default, value, source, description in _settings(settings, sources)
-        ],
+        "settings": settings_document(settings, sources),
         "guarantees": [
             {"name": name, "text": text.format(isolation=settings.isolation)} for name, text in GUARANTEES
         ],
@@ -73,7 +68,7 @@ def info_document(settings: Settings, sources: Mapping[str, str]) -> dict[str, A
 
 def info_text(settings: Settings, sources: Mapping[str, str]) -> str:
     """The whole page."""
-    rows = _settings(settings, sources)
+    rows = setting_rows(settings, sources)
     guarantees = [
         f"  {i}. {name}: {text.format(isolation=settings.isolation)}"
         for i, (name, text) in enumerate(GUARANTEES, 1)
@@ -91,50 +86,10 @@ def info_text(settings: Settings, sources: Mapping[str, str]) -> str:
             "Settings (flag > environment MOLTBOT_... > moltbot.toml > default)",
             "",
             table(["SETTING", "DEFAULT", "IN FORCE", "FROM", "MEANING"], rows),
-            *_where_else(sources),
+            *where_else(sources),
             "",
             "Guarantees",
             "",
             *guarantees,
         ]
     )
-
-
-def _where_else(sources: Mapping[str, str]) -> list[str]:
-    """The base directory's default differs by command."""
-    if "sandbox_base_dir" in sources:
-        return []
-    return [
-        "",
-        f"  While sandbox_base_dir is not set, `moltbot gateway` uses {default_gateway_directory()},",
-        "  and `moltbot workers demo` a fresh directory below the default.",
-    ]
-
-
-def _settings(settings: Settings, sources: Mapping[str, str]) -> list[tuple[str, str, str, str, str]]:
-    return [
-        (
-            name,
-            _show(field.default, field.metadata),
-            _show(getattr(settings, name), field.metadata),
-            sources.get(name, "default"),
-            field.description or "",
-        )
-        for name, field in Settings.model_fields.items()
-    ]
-
-
-def _show(value: Any, metadata: list[Any]) -> str:
-    """A value as one may type it: times and sizes with units."""
-    if value is None:
-        return "-"
-    parsers = {getattr(part, "func", None) for part in metadata}
-    if parse_duration in parsers:
-        return format_duration(value)
-    if parse_size in parsers:
-        return format_size(value)
-    if parse_uids in parsers:
-        return "-".join(map(str, value))
-    if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "-"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moltbot import __version__
-from moltbot.cli import doctor, gateway, sandbox, send, users, workers
+from moltbot.cli import config, doctor, gateway, init, sandbox, send, tokens, users, workers
 from moltbot.cli.output import EXIT_INTERRUPTED, fail
 from moltbot.core.errors import MoltbotError
 
@@ -24,8 +24,11 @@ app = typer.Typer(
 )
 app.add_typer(workers.app, name="workers")
 app.add_typer(users.app, name="users")
+app.add_typer(tokens.app, name="tokens")
 app.add_typer(sandbox.app, name="sandbox")
-app.command("gateway", epilog=gateway.EXAMPLES)(gateway.gateway)
+app.add_typer(gateway.app, name="gateway")
+app.add_typer(config.app, name="config")
+app.command("init", epilog=init.EXAMPLES)(init.init)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("send", epilog=send.EXAMPLES)(send.send)
 

@@ -20,6 +20,7 @@ from moltbot.cli.settings import Settings
 from moltbot.cli.wiring import build_gateway
 from moltbot.gateway.origins import WILDCARDS
 from moltbot.gateway.server import Gateway
+from moltbot.sandbox.log_lines import line_formatter
 
 
 async def serve(settings: Settings, *, as_json: bool) -> None:
@@ -30,7 +31,7 @@ async def serve(settings: Settings, *, as_json: bool) -> None:
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     _end_on_signals(ended)
     service = build_gateway(settings)
-    with _log_to_stderr() as begin:
+    with _log_to_stderr(log_user_ids=settings.log_user_ids) as begin:
         starting = asyncio.create_task(service.start())
         try:
             either: set[asyncio.Future[Any]] = {starting, ended}
@@ -101,13 +102,13 @@ def _on_tmpfs(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _log_to_stderr() -> Iterator[Callable[[], None]]:
+def _log_to_stderr(*, log_user_ids: bool) -> Iterator[Callable[[], None]]:
     """Let the operator see what goes wrong, from the call of what this yields on; all of it is in the pool's own log.
 
     What is logged before is kept back: it is shown then, and never if the start fails, whose one sentence says it all.
     """
     stderr = logging.StreamHandler()
-    stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    stderr.setFormatter(line_formatter("text", log_user_ids=log_user_ids))
     handler = logging.handlers.MemoryHandler(1, logging.WARNING, flushOnClose=False)
     handler.setLevel(logging.WARNING)
 

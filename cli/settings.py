@@ -1,7 +1,7 @@
 """Where settings come from: flag > environment (`MOLTBOT_...`) > `moltbot.toml` > default.
 
 pydantic-settings reads and merges; here it is told the order, which names are ours, and the sentence for a wrong one.
-What the settings mean is in `sandbox/config.py`.
+What the settings mean is in `sandbox/config.py` and `gateway/config.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -22,20 +21,16 @@ from pydantic_settings import (
 )
 
 from moltbot.core.errors import SettingsError
-from moltbot.sandbox.config import (
-    Bytes,
-    Count,
-    Names,
-    PoolConfig,
-    normalise_names,
-    settings_error,
-    unknown_setting,
-)
+from moltbot.gateway.config import EdgeConfig
+from moltbot.sandbox.config import PoolConfig
+from moltbot.sandbox.setting_kinds import Count, normalise_names, settings_error, unknown_setting
 
 DEFAULT_PORT = 18789
 FILE = "moltbot.toml"
 PREFIX = "MOLTBOT_"
-_OTHER_VARIABLES = frozenset({"MOLTBOT_TOKEN", "MOLTBOT_URL", "MOLTBOT_WORKER_ID", "MOLTBOT_INCARNATION"})
+_OTHER_VARIABLES = frozenset(
+    {"MOLTBOT_TOKEN", "MOLTBOT_URL", "MOLTBOT_CA", "MOLTBOT_WORKER_ID", "MOLTBOT_INCARNATION"}
+)
 _FLAGS = {
     "worker_count": "-w/--workers",
     "request_timeout": "-t/--timeout",
@@ -44,20 +39,12 @@ _FLAGS = {
 """The flags that are not called as their setting."""
 
 
-class Settings(PoolConfig, BaseSettings):
+class Settings(EdgeConfig, PoolConfig, BaseSettings):
     """All settings of `moltbot gateway`; read them with `load_settings`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, enable_decoding=False)
 
-    host: str = Field("127.0.0.1", description="Address to listen on")
     port: Count = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
-    allowed_hosts: Names = Field(
-        (), description="Names this gateway answers to, besides loopback names and the bound address"
-    )
-    max_body: Bytes = Field(10 << 20, ge=1024, description="Size of a request's body")
-    token_file: Path | None = Field(
-        None, description="File with the operator's token; <sandbox_base_dir>/token if unset"
-    )
 
     @classmethod
     def settings_customise_sources(
@@ -74,6 +61,10 @@ class Settings(PoolConfig, BaseSettings):
         """The part that the router needs; keeps which settings were set."""
         names = self.model_fields_set & PoolConfig.model_fields.keys()
         return PoolConfig.model_validate({name: getattr(self, name) for name in names})
+
+    def edge_config(self) -> EdgeConfig:
+        """The part that the port needs."""
+        return EdgeConfig.model_validate({name: getattr(self, name) for name in EdgeConfig.model_fields})
 
 
 def load_settings(flags: Mapping[str, Any]) -> tuple[Settings, dict[str, str]]:

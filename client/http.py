@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+import os
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, BinaryIO, Self, get_args
+from urllib.parse import quote
 
 import aiohttp
 
@@ -45,15 +48,45 @@ class GatewayError(MoltbotError):
 class GatewayClient:
     """One gateway and one credential; `timeout` in seconds bounds every call."""
 
-    def __init__(self, url: str, token: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        fingerprint: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """fingerprint: SHA-256 (hexadecimal) of the one certificate to trust over https, whoever signed it; else the
+        system's authorities are trusted, and those in `ca_file` (PEM).
+        """
         self.url = url.rstrip("/")
+        self._fingerprint = fingerprint
+        self._ca_file = ca_file
         self._headers = {"Authorization": f"Bearer {token}"}
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=10)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout)
+        connector = aiohttp.TCPConnector(ssl=self._trusted())
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=self._timeout, connector=connector
+        )
         return self
+
+    def _trusted(self) -> bool | ssl.SSLContext | aiohttp.Fingerprint:
+        if self._fingerprint is not None:
+            return aiohttp.Fingerprint(bytes.fromhex(self._fingerprint))
+        if self._ca_file is None:
+            return True
+        context = ssl.create_default_context()
+        try:
+            context.load_verify_locations(self._ca_file)
+        except OSError:
+            raise InvalidRequest(
+                f"{os.fspath(self._ca_file)} holds no certificates: name a PEM file that can be read"
+            ) from None
+        return context
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,6 +120,56 @@ class GatewayClient:
         """A user's receipt."""
         return await self._call("GET", "/api/users", params={"userId": user_id})
 
+    async def users(self, *, after: str | None = None, limit: int | None = None) -> dict[str, Any]:
+        """One page of users, in the order of their ids' bytes, from the first one after `after`."""
+        params = {"after": after, "limit": None if limit is None else str(limit)}
+        given = {name: value for name, value in params.items() if value is not None}
+        return await self._call("GET", "/api/users", params=given)
+
+    async def export(self, user_id: str, file: BinaryIO) -> None:
+        """Write a user's archive (tar) into `file`."""
+        async with self._request("GET", "/api/users/export", params={"userId": user_id}) as response:
+            if response.status != 200:
+                raise await _error(response)
+            async for piece in response.content.iter_any():
+                file.write(piece)
+
+    async def forget(self, user_id: str) -> bool:
+        """Forget a user; False if that is not done yet, and goes on."""
+        answer = await self._call("DELETE", "/api/users", params={"userId": user_id})
+        return answer.get("forgotten") is True
+
+    async def create_token(
+        self, user_id: str | None, scopes: Sequence[str], *, label: str = "", seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Make a token for a user (None: an operator's) that ends in `seconds`; its text is in this answer only."""
+        fields = {**_whose(user_id), "scopes": list(scopes), "label": label}
+        if seconds is not None:
+            fields["expiresIn"] = round(seconds * 1000)
+        return await self._call("POST", "/api/tokens", json=fields)
+
+    async def create_link(
+        self, user_id: str | None, scopes: Sequence[str], *, label: str = ""
+    ) -> dict[str, Any]:
+        """Make a one-time link by which a browser signs in; `path` is relative to the gateway's address."""
+        fields = {**_whose(user_id), "scopes": list(scopes), "label": label}
+        return await self._call("POST", "/api/links", json=fields)
+
+    async def tokens(self) -> dict[str, Any]:
+        """The valid tokens, links and sessions, without their secrets."""
+        return await self._call("GET", "/api/tokens")
+
+    async def revoke_token(self, token_id: str) -> dict[str, Any]:
+        """End one now."""
+        return await self._call("DELETE", f"/api/tokens/{quote(token_id, safe='')}")
+
+    async def log_level(self, level: str | None = None) -> dict[str, Any]:
+        """The level of the gateway's log, changed before if one is given."""
+        if level is None:
+            return await self._call("GET", "/api/log-level")
+        body = json.dumps({"level": level}).encode()
+        return await self._call("PUT", "/api/log-level", data=body, headers=_JSON)
+
     async def health(self) -> dict[str, Any]:
         """The health document, also when it is bad news (503)."""
         async with self._request("GET", "/health") as response:
@@ -94,7 +177,7 @@ class GatewayClient:
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         async with self._request(method, path, **options) as response:
-            if response.status != 200:
+            if not response.ok:
                 raise await _error(response)
             return dict(await response.json())
 
@@ -111,6 +194,8 @@ class GatewayClient:
             raise InvalidRequest(
                 f"{self.url} is not the address of a gateway: write it as http://127.0.0.1:18789"
             ) from None
+        except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientSSLError) as error:
+            raise Unavailable(_distrust(self.url, error), retryable=False) from None
         except aiohttp.ClientConnectorError as error:
             why = (error.os_error.strerror or str(error.os_error)).lower()
             raise Unavailable(
@@ -118,6 +203,20 @@ class GatewayClient:
             ) from None
         except (aiohttp.ClientError, TimeoutError, ValueError):
             raise _lost() from None
+
+
+def _whose(user_id: str | None) -> dict[str, Any]:
+    return {"operator": True} if user_id is None else {"userId": user_id}
+
+
+def _distrust(url: str, error: Exception) -> str:
+    """Why nothing was sent."""
+    if isinstance(error, aiohttp.ServerFingerprintMismatch):
+        return f"{url} shows another certificate than the gateway announced: it is not that gateway, try again if it renewed it"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        why = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
+        return f"the certificate of {url} is not trusted ({why}): name its authority's PEM file in MOLTBOT_CA"
+    return f"{url} does not speak TLS as it should: is it https, or is it http?"
 
 
 def _lost() -> Unavailable:

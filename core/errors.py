@@ -31,8 +31,10 @@ __all__ = [
     "SettingsError",
     "StartupError",
     "StorageFull",
+    "TooManyUsers",
     "Unavailable",
     "UnknownType",
+    "UserForgetting",
     "UserQueueFull",
     "WorkerDied",
     "WorkerQuarantined",
@@ -86,7 +88,8 @@ class MoltbotError(Exception):
             self.retryable = retryable
         if verdict is not None:
             self.verdict = verdict
-        self.retry_after = retry_after if retry_after is not None else self.usual_wait
+        usual = self.usual_wait if self.retryable else None  # who is not to try again has nothing to wait for
+        self.retry_after = retry_after if retry_after is not None else usual
         self.worker = worker
         self.reason = reason
         self.details = details
@@ -158,6 +161,19 @@ class WorkerQuarantined(Unavailable):
     """The user's worker kept dying and rests until its next probation start."""
 
     code = "worker_quarantined"
+
+
+class UserForgetting(Unavailable):
+    """The user is being forgotten; once that is done, the next request begins anew."""
+
+    code = "user_being_forgotten"
+    usual_wait = 1.0
+
+
+class TooManyUsers(MoltbotError):
+    """A new user would be one more than `max_users`; those who have a worker are served."""
+
+    code = "too_many_users"
 
 
 class RequestTimeout(MoltbotError):

@@ -62,6 +62,14 @@ class UserUnloaded(PoolEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class UserForgotten(PoolEvent):
+    """It is certain now that the user is forgotten, whatever happens; files and rows follow. Their credentials are void."""
+
+    name: ClassVar[str] = "user-forgotten"
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOverdue(PoolEvent):
     """A request ignored its cancellation, so its worker drains; counted against the user, not the worker."""
 

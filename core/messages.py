@@ -117,7 +117,7 @@ class Reply:
     """The end of a successful request.
 
     payload: the handler's return value, or its chunks: joined if all are strings, else a list. duration_ms: from
-    arrival at the router to the final frame. epoch: of the pin under which it ran.
+    arrival at the router to the final frame. epoch: of the pin under which it ran. incarnation: which process of the worker.
     """
 
     request_id: str
@@ -128,6 +128,7 @@ class Reply:
     usage: Mapping[str, Any]
     duration_ms: float
     success: bool = True
+    incarnation: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {

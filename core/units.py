@@ -7,6 +7,7 @@ have always been meant. Both directions live here, so that what is shown can be 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _TIME = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZE = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
@@ -31,6 +32,31 @@ def parse_duration(value: object) -> int:
 def parse_size(value: object) -> int:
     """Bytes of `"512MB"`, `"1.5GB"`, `"4096"` or `4096`; raises ValueError."""
     return _parse(value, _SIZE, "b", 'a size such as 1048576 (bytes), "512MB" or "1GB"')
+
+
+class Rate(NamedTuple):
+    """`amount` requests in `seconds`; as many may come at once."""
+
+    amount: int
+    seconds: float
+
+    def __str__(self) -> str:
+        time = format_duration(self.seconds * 1000)
+        return f"{self.amount}/{time.removeprefix('1') if time[1:].isalpha() else time}"
+
+
+def parse_rate(value: object) -> Rate:
+    """`Rate` of `"600/m"`, `"10/s"` or `"5000/1h"`; raises ValueError."""
+    if isinstance(value, Rate):
+        return value
+    count, slash, unit = value.partition("/") if isinstance(value, str) else ("", "", "")
+    count, unit = count.strip(), unit.strip()
+    if not slash or not count.isascii() or not count.isdecimal() or not 0 < len(count) < 10 or not int(count):
+        raise ValueError('expected a rate such as "10/s" or "600/m"')
+    milliseconds = parse_duration(unit if unit[:1].isdigit() else f"1{unit}")
+    if not 1000 <= milliseconds <= 86_400_000 or not unit:
+        raise ValueError("a rate counts requests in a time between 1s and 1d")
+    return Rate(int(count), milliseconds / 1000)
 
 
 def _parse(value: object, units: dict[str, int], bare: str, expected: str) -> int:

@@ -1,62 +1,42 @@
-"""Puts the edge together: routes, and the one middleware that every request passes.
-
-Order of the checks: Host and Origin, then the credential, then the route. Every error leaves as problem+json. Probes come
-with whatever Host their prober knows, usually an address, and learn one word: they pass without these checks.
-"""
+"""Puts the edge together: the table of routes, and the one middleware that every request passes, see `edge.py`."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
-from moltbot.core.errors import MoltbotError
-from moltbot.gateway.auth import OperatorAuth
-from moltbot.gateway.keys import AUTH, ROUTER
-from moltbot.gateway.origins import Origins
-from moltbot.gateway.problems import Refused, response_of
-from moltbot.gateway.routes import operation, requests, users, workers
+from moltbot.gateway.access import Route
+from moltbot.gateway.config import EdgeConfig
+from moltbot.gateway.edge import Edge
+from moltbot.gateway.keys import ROUTER
+from moltbot.gateway.routes import log_level, login, operation, requests, tokens, users, workers
 from moltbot.router.gateway_router import GatewayRouter
 
 API_PREFIXES = ("/api", "/api/v1")
+ROUTES: tuple[Route, ...] = (
+    *operation.ROUTES,
+    *requests.ROUTES,
+    *workers.ROUTES,
+    *users.ROUTES,
+    *tokens.ROUTES,
+    *login.ROUTES,
+    *log_level.ROUTES,
+)
+"""Everything that can be asked of a gateway."""
 
-log = logging.getLogger("moltbot.gateway")
 
-
-def create_app(
-    router: GatewayRouter, *, auth: OperatorAuth, origins: Origins, max_body: int
-) -> web.Application:
-    """Return the application; `max_body`: bytes of a request's body. Starting and stopping `router` is the caller's."""
-    app = web.Application(middlewares=[_edge(auth, origins)], client_max_size=max_body)
-    app[ROUTER], app[AUTH] = router, auth
-    app.add_routes(operation.routes())
-    for prefix in API_PREFIXES:
-        routes = (*requests.routes(), *workers.routes(), *users.routes())
-        app.add_routes([web.route(r.method, prefix + r.path, r.handler, **r.kwargs) for r in routes])
-    app.on_response_prepare.append(_security_headers)
+def create_app(router: GatewayRouter, edge: Edge, config: EdgeConfig) -> web.Application:
+    """Return the application. Starting and stopping what it is given is the caller's."""
+    app = web.Application(middlewares=[edge.middleware], client_max_size=config.max_body)
+    app[ROUTER] = router
+    for route in ROUTES:
+        for path in _paths(route):
+            for method in ("GET", "HEAD") if route.method == "GET" and route.head else (route.method,):
+                edge.routes[app.router.add_route(method, path, route.handler)] = route
+    app.on_response_prepare.append(edge.prepare)
     return app
 
 
-def _edge(auth: OperatorAuth, origins: Origins) -> Middleware:
-    @web.middleware
-    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            if request.path not in operation.PROBES:
-                origins.check(request)
-            if request.path not in operation.PUBLIC_PATHS:
-                auth.require(request)
-            return await handler(request)
-        except (MoltbotError, Refused, web.HTTPException) as error:
-            return response_of(error)
-        except Exception as error:
-            log.exception("%s %s failed", request.method, request.path)
-            return response_of(error)
-
-    return edge
-
-
-async def _security_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers.pop("Server", None)
+def _paths(route: Route) -> Iterable[str]:
+    return [prefix + route.path for prefix in API_PREFIXES] if route.api else [route.path]

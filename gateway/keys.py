@@ -1,11 +1,9 @@
-"""Typed keys under which an application holds what its routes need."""
+"""The typed key under which the application holds the router; what a route needs of the edge comes with its `Visit`."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from moltbot.gateway.auth import OperatorAuth
 from moltbot.router.gateway_router import GatewayRouter
 
 ROUTER = web.AppKey("router", GatewayRouter)
-AUTH = web.AppKey("auth", OperatorAuth)

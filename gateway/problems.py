@@ -20,6 +20,7 @@ _STATUS: Mapping[str, int] = {
     "invalid_request": 400,
     "unknown_type": 400,
     "not_found": 404,
+    "user_being_forgotten": 409,
     "user_queue_full": 429,
     "cancelled": CLIENT_CLOSED_REQUEST,
     "internal": 500,
@@ -32,6 +33,7 @@ _STATUS: Mapping[str, int] = {
     "unavailable": 503,
     "not_running": 503,
     "worker_quarantined": 503,
+    "too_many_users": 503,
     "timeout": 504,
     "storage_full": 507,
 }
@@ -42,12 +44,27 @@ _EDGE_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 4
 class Refused(Exception):
     """Refused at the edge, before any worker was asked."""
 
-    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry_after: float | None = None,
+    ) -> None:
+        """retry_after: seconds after which the same request may succeed; None if it never will."""
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.headers = dict(headers or {})
+        self.retry_after = retry_after
+
+    def facts(self) -> dict[str, Any]:
+        """The error as a JSON object, like that of a MoltbotError."""
+        known = {"code": self.code, "detail": self.detail, "retryable": self.retry_after is not None}
+        return known if self.retry_after is None else known | {"retryAfter": round(self.retry_after, 3)}
 
 
 def problem_of(error: Exception) -> dict[str, Any]:
@@ -56,7 +73,7 @@ def problem_of(error: Exception) -> dict[str, Any]:
         case MoltbotError():
             return _document(_STATUS.get(error.code, 500), error.facts())
         case Refused():
-            return _document(error.status, {"code": error.code, "detail": error.detail, "retryable": False})
+            return _document(error.status, error.facts())
         case web.HTTPException():
             code = _EDGE_CODES.get(error.status, "bad_http")
             return _document(error.status, {"code": code, "detail": _plain(error), "retryable": False})
@@ -64,22 +81,30 @@ def problem_of(error: Exception) -> dict[str, Any]:
     return _document(500, {"code": "internal", "detail": detail, "retryable": False})
 
 
+def code_of(error: Exception) -> str:
+    """The word for an error, as it stands in its problem document."""
+    return str(problem_of(error)["code"])
+
+
 def response_of(error: Exception) -> web.Response:
     """The HTTP answer to an error."""
     document = problem_of(error)
     headers: dict[str, str] = {}
     if isinstance(error, Refused):
-        headers = error.headers
+        headers |= error.headers
     elif isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers["Allow"]
-    elif isinstance(error, MoltbotError) and error.retry_after is not None:
+    if isinstance(error, Refused | MoltbotError) and error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return web.Response(
+    response = web.Response(
         status=document["status"],
         body=json.dumps(document, ensure_ascii=True).encode(),
         content_type="application/problem+json",
         headers=headers,
     )
+    if headers.get("Connection") == "close":
+        response.force_close()
+    return response
 
 
 def _document(status: int, facts: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ WAIT = 30.0  # seconds for one transaction
 _LONG_WAIT = 120.0  # seconds for opening (which reads the whole file), closing or a backup (which write it)
 
 T = TypeVar("T")
+Work = Callable[[sa.Connection], Any]
+Outcome = tuple[Any, Exception | None]
 log = logging.getLogger("moltbot.database")
 
 
@@ -46,6 +49,11 @@ class Database(Service):
         self._wait = wait
         self._long_wait = long_wait
         self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._needed = 0
+        self._unneeded = asyncio.Event()
+        self._next_scrub: Future[None] | None = None
+        self._waiting: list[tuple[Work, asyncio.Future[Any]]] = []
         # Set once the file is checked: only then may a backup replace the one before.
         self._engine: sa.Engine | None = None
 
@@ -62,20 +70,58 @@ class Database(Service):
         return self._engine
 
     def submit(self, work: Callable[[sa.Connection], T]) -> asyncio.Future[T]:
-        """Queue `work` for the writer thread, in a transaction of its own; the future ends after the commit is on disk.
+        """Queue `work` for the writer thread; the future ends after it is committed and on disk, whole or not at all.
 
+        What waits at the same time shares a commit, for the sync to disk is what takes long; each has a savepoint of its
+        own, so that one that fails takes nobody along. If the commit fails, each is tried by itself: `work` may run twice.
         The future has no deadline (`transact` has): it tells the outcome whenever the disk does. It raises Unavailable
         where the machine is at fault, then nothing is stored; errors of `work` itself come as they are, rolled back.
         """
-        return self._queue(partial(self._transaction, work))
+        if self._executor is None:
+            raise _not_open()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_look_at)
+        with self._lock:
+            self._waiting.append((work, future))
+            if len(self._waiting) == 1:
+                self._executor.submit(self._commit_group, future.get_loop())
+        return future
 
     async def transact(self, work: Callable[[sa.Connection], T]) -> T:
         """`submit` and wait; Unavailable after `wait` seconds, then the outcome is open. Cancelling does not undo it."""
         return await self._bounded(self.submit(work), self._wait)
 
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """Until the block ends, a stop waits before it closes the file, for at most `wait` seconds."""
+        self._needed += 1
+        try:
+            yield
+        finally:
+            self._needed -= 1
+            if not self._needed:
+                self._unneeded.set()
+
     async def backup(self) -> Path:
         """Replace `moltbot.db.backup` by a copy of now, whole or not at all; transactions wait meanwhile."""
         return await self._bounded(self._queue(self._write_backup), self._long_wait)
+
+    async def scrub(self) -> None:
+        """Leave nothing of deleted rows in the file, its log and its backup.
+
+        The whole file is rewritten, which takes as long as it takes: there is no deadline, and one scrub at a time. Who comes
+        before it begins shares it, who comes later shares the next. Transactions wait meanwhile, and with them new users'
+        first pins, whose callers give up after `wait`: on a disk that needs longer than that, they are told to come again.
+        """
+        if self._executor is None:
+            raise _not_open()
+        scrub = self._next_scrub
+        if scrub is None or scrub.running() or scrub.done():
+            scrub = self._next_scrub = self._executor.submit(self._scrub)
+        future = asyncio.wrap_future(scrub)
+        future.add_done_callback(_look_at)
+        await asyncio.wait([future])  # a caller who is cancelled does not take it from the others
+        future.result()
 
     def damaged(self, what: str) -> DatabaseDamaged:
         """The error for a file that cannot be used, with the way back."""
@@ -83,12 +129,14 @@ class Database(Service):
 
     async def _start(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="moltbot-database")
+        self._next_scrub = None
         await self._bounded(self._queue(self._open), self._long_wait)
 
     async def _stop(self) -> None:
         executor = self._executor
         if executor is None:
             return
+        await self._until_unneeded()
         closed = self._queue(self._close)
         self._executor = None
         try:
@@ -98,9 +146,19 @@ class Database(Service):
         finally:
             executor.shutdown(wait=False)
 
+    async def _until_unneeded(self) -> None:
+        if not self._needed:
+            return
+        self._unneeded.clear()
+        timer = self._clock.call_later(self._wait, self._unneeded.set)
+        try:
+            await self._unneeded.wait()
+        finally:
+            timer.cancel()
+
     def _queue(self, work: Callable[[], T]) -> asyncio.Future[T]:
         if self._executor is None:
-            raise NotRunning(f"{FILE} is not open: the gateway is not started or is stopping")
+            raise _not_open()
         future = asyncio.wrap_future(self._executor.submit(work))
         future.add_done_callback(_look_at)
         return future
@@ -123,6 +181,37 @@ class Database(Service):
 
     def _open(self) -> None:
         self._engine = self._file.open(self._clock.time())
+
+    def _commit_group(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            group, self._waiting = self._waiting, []
+        outcomes = self._run_group([work for work, _ in group])
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            loop.call_soon_threadsafe(_settle, [future for _, future in group], outcomes)
+
+    def _run_group(self, group: Sequence[Work]) -> list[Outcome]:
+        if len(group) > 1:
+            try:
+                return self._together(group)
+            except Exception as error:  # nothing of it is stored: each by itself tells whose fault it is
+                log.debug("%d transactions could not share a commit: %s", len(group), error)
+        return [_outcome(partial(self._transaction, work)) for work in group]
+
+    def _together(self, group: Sequence[Work]) -> list[Outcome]:
+        """Run all in one transaction; raises if the machine or the commit fails, and then nothing is stored."""
+        outcomes: list[Outcome] = []
+        with self.engine.begin() as connection:
+            for work in group:
+                try:
+                    with connection.begin_nested():
+                        outcomes.append((work(connection), None))
+                except DBAPIError as error:
+                    if is_damage(error) or self._file.advice(error) is not None:
+                        raise
+                    outcomes.append((None, error))
+                except Exception as error:
+                    outcomes.append((None, error))
+        return outcomes
 
     def _transaction(self, work: Callable[[sa.Connection], T]) -> T:
         try:
@@ -159,6 +248,22 @@ class Database(Service):
             ) from error
         return self._file.backup_path
 
+    def _scrub(self) -> None:
+        try:
+            with closing(self.engine.raw_connection()) as connection:
+                # Overwriting what is deleted is not enough: where a page was laid out anew, copies stay in its gaps.
+                connection.driver_connection.execute("VACUUM")  # type: ignore[union-attr]
+                busy, *_ = connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # type: ignore[union-attr]
+        except (sqlite3.Error, DBAPIError) as error:
+            raise Unavailable(
+                f"{FILE} could not be rewritten ({error}): see whether the disk of {self.path.parent} is full or failing"
+            ) from error
+        if busy:
+            raise Unavailable(
+                f"another program reads {FILE}, so its log cannot be emptied: close that program"
+            )
+        self._write_backup()
+
     def _close(self) -> None:
         engine = self._engine
         if engine is None:
@@ -170,6 +275,27 @@ class Database(Service):
         finally:
             self._engine = None
             engine.dispose()  # the last connection: SQLite moves the -wal into the file and removes it
+
+
+def _outcome(run: Callable[[], Any]) -> Outcome:
+    try:
+        return run(), None
+    except Exception as error:
+        return None, error
+
+
+def _settle(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Outcome]) -> None:
+    for future, (result, error) in zip(futures, outcomes, strict=True):
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def _not_open() -> NotRunning:
+    return NotRunning(f"{FILE} is not open: the gateway is not started or is stopping")
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:

@@ -30,6 +30,7 @@ _PRAGMAS = (
     "PRAGMA synchronous=FULL",
     "PRAGMA fullfsync=ON",  # macOS: without it a sync stops at the disk's own cache
     "PRAGMA foreign_keys=ON",
+    "PRAGMA secure_delete=ON",  # what is deleted is overwritten; for what pages hold besides, see Database.scrub
 )
 _ADVICE = {  # by family of SQLite's error name: what failed because of the machine, and what to do about it
     "FULL": "free some space on the disk of {base}",
@@ -182,7 +183,7 @@ def _sync(path: Path, flags: int) -> None:
 def _create_engine(path: Path) -> sa.Engine:
     url = sa.URL.create("sqlite", database=str(path))
     options = {"timeout": _BUSY, "check_same_thread": True}
-    engine = sa.create_engine(url, poolclass=sa.StaticPool, connect_args=options)
+    engine = sa.create_engine(url, poolclass=sa.StaticPool, connect_args=options, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _record: Any) -> None:

@@ -1,8 +1,8 @@
 """Who lives where: every user's pin, in memory to read and in `moltbot.db` to survive.
 
 Covers first pins: durable before anyone sees them, many users in one commit, one placement per user. Does not choose
-a worker (`placement.py`), open or check the file (`database_file.py`), or run the transactions (`database.py`). The
-directory is used from one event loop.
+a worker (`placement.py`), open or check the file (`database_file.py`), run the transactions (`database.py`), or know who
+was forgotten (`tombstones.py`). The directory is used from one event loop.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import NamedTuple
 from sqlalchemy import Connection, insert, select
 
 from moltbot.core.clock import Clock, Timer
-from moltbot.core.errors import MoltbotError, NotRunning, Unavailable, WorkersMissing, quote
+from moltbot.core.errors import MoltbotError, NotRunning, TooManyUsers, Unavailable, WorkersMissing, quote
 from moltbot.core.service import Service
 from moltbot.router.database import WAIT, Database
 from moltbot.router.placement import Placement
 from moltbot.router.schema import pins
+from moltbot.router.tombstones import Tombstones
 
 MAX_PENDING = 10_000  # first pins that may wait for the disk at once
 
@@ -44,13 +45,14 @@ class Pin(NamedTuple):
 class _Waiting:
     """A first pin on its way to the disk; `settled` is set once callers may go on, with `error` or without."""
 
-    __slots__ = ("error", "key", "pin", "settled", "timer", "user_id")
+    __slots__ = ("error", "key", "pin", "settled", "stored", "timer", "user_id")
 
     def __init__(self, user_id: str, key: bytes, pin: Pin) -> None:
         self.user_id = user_id
         self.key = key
         self.pin = pin
         self.settled = asyncio.get_running_loop().create_future()
+        self.stored = asyncio.get_running_loop().create_future()  # or not: the disk has answered
         self.error: MoltbotError | None = None
         self.timer: Timer | None = None
 
@@ -75,15 +77,28 @@ class _Waiting:
 
 
 class Directory(Service):
-    """All pins. Start the database before it and stop it after it; `wait` is the seconds a caller waits for a pin."""
+    """All pins. Start the database before it and stop it after it; `wait` is the seconds a caller waits for a pin.
 
-    def __init__(self, database: Database, clock: Clock, *, wait: float = WAIT) -> None:
+    tombstones: where those who were here before go on with their epochs. max_users: how many pins there may be.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        wait: float = WAIT,
+        tombstones: Tombstones | None = None,
+        max_users: int | None = None,
+    ) -> None:
         super().__init__()
         self.pins: dict[str, Pin] = {}
         """Every durable pin, for reading."""
         self._database = database
         self._clock = clock
         self._wait = wait
+        self._tombstones = tombstones
+        self._max_users = max_users
         self._counts: Counter[str] = Counter()
         self._loads: Counter[str] = Counter()
         self._pending: dict[str, _Waiting] = {}
@@ -101,6 +116,26 @@ class Directory(Service):
     def loads(self) -> dict[str, int]:
         """Users per worker that has any, with those whose pin is still on its way to the disk: what placement counts."""
         return dict(self._loads)
+
+    @property
+    def full(self) -> bool:
+        """True while there are `max_users`, with those whose pin is on its way."""
+        return self._max_users is not None and len(self.pins) + len(self._pending) >= self._max_users
+
+    async def settled(self, user_id: str) -> Pin | None:
+        """Wait until no pin of this user is on its way to the disk, however long that takes; returns the durable one."""
+        while (waiting := self._pending.get(user_id)) is not None:
+            await asyncio.wait([waiting.stored])
+        return self.pins.get(user_id)
+
+    def remove(self, user_id: str) -> None:
+        """Drop the pin of a user whose row is gone from the file."""
+        pin = self.pins.pop(user_id, None)
+        if pin is not None:
+            for counter in (self._counts, self._loads):
+                counter[pin.worker_id] -= 1
+                if not counter[pin.worker_id]:
+                    del counter[pin.worker_id]
 
     def users_of(self, worker_id: str) -> list[str]:
         """The users pinned to a worker, as of now; looks at every pin, so it is for moves and drains, not for requests."""
@@ -120,10 +155,11 @@ class Directory(Service):
         )
 
     async def pin(self, user_id: str, choose: Callable[[], Placement]) -> Pin:
-        """Return the user's pin; make one first if there is none: epoch 1, durable before this returns.
+        """Return the user's pin; make one first if there is none, durable before this returns. Its epoch is 1, or one more
+        than a forgotten user's last.
 
         `choose` is called only for a user who has none, and at once, so that it sees everybody in `loads()`. Raises
-        Unavailable if the pin could not be stored; a cancelled caller leaves the pin on its way.
+        TooManyUsers, and Unavailable if the pin could not be stored; a cancelled caller leaves the pin on its way.
         """
         pin = self.pins.get(user_id)
         if pin is not None:
@@ -140,9 +176,15 @@ class Directory(Service):
             raise Unavailable(
                 f"{MAX_PENDING} new users wait for the disk: send the request again later", retry_after=1.0
             )
+        if self.full:
+            raise TooManyUsers(
+                f"there are {self._max_users} users already, the most allowed (max_users): `moltbot users list` shows them, "
+                "forget some with `moltbot users forget ID`, or raise max_users"
+            )
         key = user_id.encode()
         placement = choose()
-        pin = Pin(intern(placement.worker_id), 1, self._clock.time(), intern(placement.why))
+        epoch = 1 + (self._tombstones.last_epoch(user_id) if self._tombstones is not None else 0)
+        pin = Pin(intern(placement.worker_id), epoch, self._clock.time(), intern(placement.why))
         waiting = _Waiting(user_id, key, pin)
         waiting.timer = self._clock.call_later(self._wait, partial(self._give_up, waiting))
         self._pending[user_id] = waiting
@@ -163,7 +205,11 @@ class Directory(Service):
         )
 
     async def _flush(self) -> None:
-        """Commit what has collected, then what has collected meanwhile; each commit takes all that wait."""
+        """Commit what has collected, then what has collected meanwhile; each commit takes all that wait.
+
+        `Database.submit` shares commits, too, but gives each its savepoint: for pins, which fail together anyway, rows in one
+        statement are several times as fast.
+        """
         try:
             while self._batch:
                 batch, self._batch = self._batch, []
@@ -195,6 +241,7 @@ class Directory(Service):
                 if not self._loads[worker_id]:
                     del self._loads[worker_id]
             waiting.settle(error)
+            waiting.stored.set_result(None)
 
     async def _start(self) -> None:
         try:

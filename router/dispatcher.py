@@ -6,10 +6,11 @@ lives on is `homes.py`'s business; what callers see, `gateway_router.py`'s.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from moltbot.core.clock import Clock
@@ -19,7 +20,7 @@ from moltbot.core.messages import Request
 from moltbot.core.units import format_duration
 from moltbot.router.directory import Pin
 from moltbot.router.flight import Flight
-from moltbot.router.lanes import Lanes
+from moltbot.router.lanes import Lanes, Ticket
 from moltbot.sandbox.channel import Call
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.lifecycle import State
@@ -49,6 +50,7 @@ class Dispatcher:
         self._seconds: dict[str, float] = {}
         self._deadlines: Deadlines[Flight] = Deadlines(clock, self._expire)
         self._closed = False
+        self._quiet: dict[str, asyncio.Event] = {}
 
     def enter(self, request: Request, pin: Pin) -> Flight:
         """Give a request its place in the lane, and start it if it can start now.
@@ -87,7 +89,8 @@ class Dispatcher:
                 )
             except Exception as error:  # whatever it is, the lane must go on
                 self.lanes.finish(flight)
-                flight.refuse(error if isinstance(error, MoltbotError) else _broken(error))
+                self._tell_quiet(flight.user_id)
+                flight.refuse(error if isinstance(error, MoltbotError) else _broken(flight, error))
             else:
                 flight.dispatched(call)
             self._deadlines.drop(flight)
@@ -108,7 +111,36 @@ class Dispatcher:
             self._deadlines.set(flight, self._queue_timeout / 1000)
         else:
             self.lanes.finish(flight)
+        if self._quiet:
+            self._tell_quiet(flight.user_id)
         self.pump(flight.worker_id)
+
+    # --- one user's lane, for moving, copying and forgetting ---------------------------------------------
+
+    def hold(self, user_id: str) -> None:
+        """Start nothing of this user; what comes waits within the usual bounds. `release` must follow."""
+        self.lanes.hold(user_id)
+
+    def release(self, user_id: str) -> None:
+        """Go on with a lane that was held."""
+        worker_id = self.lanes.release(user_id)
+        if worker_id is not None:
+            self.pump(worker_id)
+
+    async def quiet(self, user_id: str) -> None:
+        """Return when none of this user's requests runs; the caller holds the lane, and sets the deadline."""
+        while self.lanes.of_user(user_id)[0]:
+            await self._quiet.setdefault(user_id, asyncio.Event()).wait()
+
+    def _tell_quiet(self, user_id: str) -> None:
+        if user_id in self._quiet and not self.lanes.of_user(user_id)[0]:
+            self._quiet.pop(user_id).set()
+
+    def refuse_user(self, user_id: str, why: Callable[[], MoltbotError]) -> None:
+        """Nothing of this user that waits will start; each request gets an error of its own."""
+        self._refuse(self.lanes.waiting_of(user_id), why)
+
+    # --- ends ------------------------------------------------------------------------------------------
 
     def _expire(self, flight: Flight) -> None:
         if self.lanes.withdraw(flight):
@@ -135,7 +167,10 @@ class Dispatcher:
 
     def refuse_waiting(self, worker_id: str | None, why: Callable[[], MoltbotError]) -> None:
         """Nothing that waits for this worker (None: for any) will start; each gets an error of its own."""
-        for ticket in self.lanes.all_waiting(worker_id):
+        self._refuse(self.lanes.all_waiting(worker_id), why)
+
+    def _refuse(self, tickets: Iterable[Ticket], why: Callable[[], MoltbotError]) -> None:
+        for ticket in tickets:
             assert isinstance(ticket, Flight)
             self.lanes.withdraw(ticket)
             self._deadlines.drop(ticket)
@@ -159,8 +194,9 @@ class Dispatcher:
         )
 
 
-def _broken(error: Exception) -> MoltbotError:
-    log.error("a request could not be dispatched", exc_info=error)
+def _broken(flight: Flight, error: Exception) -> MoltbotError:
+    fields = {"worker": flight.worker_id, "requestId": flight.request_id}
+    log.error("a request could not be dispatched", exc_info=error, extra=fields)
     return MoltbotError("the gateway failed to dispatch the request; its log says how")
 
 

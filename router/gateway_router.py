@@ -14,38 +14,42 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from moltbot.core.clock import Clock, SystemClock
 from moltbot.core.errors import (
+    InvalidRequest,
     NotFound,
     NotRunning,
     ReplyTooLarge,
     quote,
 )
-from moltbot.core.events import Broadcast, PoolEvent, RequestOverdue, Subscription, WorkerChanged
+from moltbot.core.events import Broadcast, PoolEvent, Subscription
 from moltbot.core.frames import Streamed
 from moltbot.core.framing import MAX_FRAME_BYTES
 from moltbot.core.jsonable import from_timestamp
+from moltbot.core.keyed_hash import KeyedHash
 from moltbot.core.messages import Chunk, Event, Reply, Request, StreamItem, Usage
 from moltbot.core.service import Service
 from moltbot.core.user_key import check_user_id
 from moltbot.router.database import Database
 from moltbot.router.directory import Directory
 from moltbot.router.dispatcher import Dispatcher, stopping
+from moltbot.router.exporting import EXPORT_SECONDS, Export
 from moltbot.router.flight import Flight
+from moltbot.router.forgetting import FORGET_SECONDS
 from moltbot.router.homes import Homes
 from moltbot.router.ring import Ring
-from moltbot.router.status import PoolStatus, Receipt, is_healthy, user_directories, worker_status
+from moltbot.router.status import PoolStatus, Receipt, UserPage, pool_status, user_directories
+from moltbot.router.tombstones import Tombstones, open_key
+from moltbot.router.upkeep import back_up, unload_idle_users, watch_workers
+from moltbot.router.users import Users, not_started
 from moltbot.sandbox.base_directory import BaseDirectory
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import worker_name
-from moltbot.sandbox.lifecycle import State
 from moltbot.sandbox.pool import WorkerPool
 
-BACKUP_SECONDS = 3600.0
-MAX_OVERDUE_USERS = 1000
+LOG_LEVELS: tuple[str, ...] = get_args(PoolConfig.model_fields["log_level"].annotation)
 
 log = logging.getLogger("moltbot.router")
 
@@ -68,16 +72,18 @@ class GatewayRouter(Service):
         super().__init__()
         self.config = config
         self._closed_ports: tuple[int, ...] = ()
-        self._clock = clock
+        self.clock = clock
         self._events: Broadcast[PoolEvent] = Broadcast()
         self._worker_ids = [worker_name(index) for index in range(config.worker_count)]
         self._ring = Ring(self._worker_ids)
+        self.keyed_hash = KeyedHash("")
         self._base: BaseDirectory | None = None
         self._database: Database | None = None
         self._directory: Directory | None = None
         self._pool: WorkerPool | None = None
         self._homes: Homes | None = None
         self._dispatcher: Dispatcher | None = None
+        self._users: Users | None = None
         self._accepting = False
         self._tasks: list[asyncio.Task[None]] = []
         self._overdue: Counter[str] = Counter()
@@ -90,39 +96,64 @@ class GatewayRouter(Service):
         self._base = BaseDirectory.claim(self.config.sandbox_base_dir)
         path = self._base.path
         self.config = self.config.model_copy(update={"sandbox_base_dir": path})
-        self._database = Database(path, self._clock)
+        self._database = Database(path, self.clock)
         await self._database.start()
-        self._directory = Directory(self._database, self._clock)
+        self.keyed_hash = await open_key(path, self._database)
+        tombstones = Tombstones(self._database, self.keyed_hash)
+        unfinished = await tombstones.load()
+        self._directory = Directory(
+            self._database, self.clock, tombstones=tombstones, max_users=self.config.max_users
+        )
         await self._directory.start()
         self._directory.check_workers(self._worker_ids)
-        self._pool = WorkerPool(self.config, path, self._clock, self._events, self._closed_ports)
-        self._dispatcher = Dispatcher(self.config, self._pool.workers, self._clock)
+        self._pool = WorkerPool(self.config, path, self.clock, self._events, self._closed_ports)
+        self._dispatcher = Dispatcher(self.config, self._pool.workers, self.clock)
         self._homes = Homes(
             self._ring,
             self._directory,
             self._pool,
             events=self._events,
-            clock=self._clock,
+            clock=self.clock,
             max_waiting=self.config.max_queue_per_user,
         )
         self._tasks.append(
-            asyncio.create_task(self._watch_workers(self._dispatcher, self._events.subscribe()))
+            asyncio.create_task(watch_workers(self._dispatcher, self._events.subscribe(), self._overdue))
         )
         await self._pool.start()
-        self._tasks.append(asyncio.create_task(self._unload_idle_users(self._dispatcher, self._pool)))
-        self._tasks.append(asyncio.create_task(self._back_up(self._database)))
+        idle = self.config.user_idle_timeout / 1000
+        for work in (
+            unload_idle_users(self._dispatcher, self._pool, idle, self.clock),
+            back_up(self._database, self.clock),
+        ):
+            self._tasks.append(asyncio.create_task(work))
+        self._users = Users(
+            self.config,
+            database=self._database,
+            directory=self._directory,
+            homes=self._homes,
+            dispatcher=self._dispatcher,
+            pool=self._pool,
+            tombstones=tombstones,
+            names=self.keyed_hash,
+            events=self._events,
+            clock=self.clock,
+            overdue=self._overdue,
+        )
+        self._users.resume(unfinished)
         self._accepting = True
 
     async def _stop(self) -> None:
         self._accepting = False
         async with contextlib.AsyncExitStack() as last_first:  # each is put away even if another cannot be
-            last_first.callback(self._forget)
+            last_first.callback(self._let_go)
             for service in (self._database, self._directory):
                 if service is not None:
                     last_first.push_async_callback(service.stop)
             last_first.push_async_callback(self._end_tasks)
             if self._pool is not None:
                 last_first.push_async_callback(self._pool.stop)
+            if self._users is not None:
+                last_first.push_async_callback(self._users.close)
             if self._dispatcher is not None:
                 last_first.callback(self._dispatcher.close)
 
@@ -132,11 +163,12 @@ class GatewayRouter(Service):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
-    def _forget(self) -> None:
+    def _let_go(self) -> None:
         if self._base is not None:
             self._base.release()
         self._base = self._database = self._directory = None
         self._pool = self._homes = self._dispatcher = None
+        self._users = None
         self._events.close()
 
     def close_to_workers(self, *ports: int) -> None:
@@ -145,15 +177,39 @@ class GatewayRouter(Service):
             raise RuntimeError("the workers' walls are up already")
         self._closed_ports = ports
 
-    def announce(self, url: str) -> None:
-        """Write the gateway's address where the command line finds it."""
+    def announce(self, url: str, certificate: str | None = None) -> None:
+        """Write the gateway's address where the command line finds it; `certificate`: the SHA-256 of the one it shows."""
         if self._base is not None:
-            self._base.announce(url)
+            self._base.announce(url, certificate)
+
+    @property
+    def database(self) -> Database:
+        """The open database, for what the gateway keeps there; raises NotRunning."""
+        if self._database is None:
+            raise not_started()
+        return self._database
 
     @property
     def draining(self) -> bool:
         """True while stopping: what runs may end, nothing new is taken."""
         return self._stopping is not None
+
+    @property
+    def log_level(self) -> str:
+        """The least level that the pool's log takes now."""
+        return self._pool.log_level if self._pool is not None else self.config.log_level
+
+    def set_log_level(self, level: str) -> None:
+        """Change at once what the pool's log takes: debug, info, warning or error; until `stop`.
+
+        Raises InvalidRequest for another level, NotRunning before start.
+        """
+        if level not in LOG_LEVELS:
+            known = ", ".join(LOG_LEVELS)
+            raise InvalidRequest(f"there is no log level {quote(level)}: use one of {known}")
+        if self._pool is None:
+            raise NotRunning("the gateway is not running: start it, or set log_level before")
+        self._pool.set_log_level(level)
 
     def events(self) -> Subscription[PoolEvent]:
         """Subscribe to what happens: `async for event in router.events()`; ends when closed."""
@@ -167,7 +223,7 @@ class GatewayRouter(Service):
         Raises a MoltbotError: InvalidRequest, UserQueueFull, QueueFull, WorkerQuarantined, RequestTimeout, WorkerDied,
         HandlerError, NotRunning ... Cancelling the caller cancels the handler.
         """
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         flight = await self._admit(request)
         chunks: list[Any] = []
         size = 0
@@ -191,7 +247,7 @@ class GatewayRouter(Service):
 
         Raises as `route` does. A reader that is slow slows only its own handler; closing the iterator cancels it.
         """
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         flight = await self._admit(request)
         try:
             while type(item := await flight.next()) is Streamed:
@@ -227,7 +283,7 @@ class GatewayRouter(Service):
         payload = frame["payload"]
         if chunks:
             payload = "".join(chunks) if all(type(chunk) is str for chunk in chunks) else chunks
-        seconds = self._clock.monotonic() - started
+        seconds = self.clock.monotonic() - started
         self._completed += 1
         if self._dispatcher is not None:
             self._dispatcher.took(flight.worker_id, seconds)
@@ -239,50 +295,36 @@ class GatewayRouter(Service):
             payload=payload,
             usage=frame.get("usage") or {},
             duration_ms=seconds * 1000,
+            incarnation=flight.call.incarnation if flight.call is not None else 0,
         )
 
-    # --- what goes on beside requests -----------------------------------------------------------------
+    # --- users ----------------------------------------------------------------------------------------
 
-    async def _watch_workers(self, dispatcher: Dispatcher, events: Subscription[PoolEvent]) -> None:
-        with events:
-            async for event in events:
-                if events.take_lost():
-                    dispatcher.reconcile()
-                if isinstance(event, WorkerChanged):
-                    if event.state == State.READY:
-                        dispatcher.pump(event.worker_id)
-                    elif event.state == State.QUARANTINED:
-                        dispatcher.refuse_waiting(
-                            event.worker_id, partial(dispatcher.quarantined, event.worker_id)
-                        )
-                elif isinstance(event, RequestOverdue):
-                    self._note_overdue(event.user_id)
+    async def list_users(self, after: str | None = None, limit: int = 100) -> UserPage:
+        """A page of users after an id, in byte order of ids; limit: 1 to 1000. Raises InvalidRequest."""
+        if self._users is None:
+            raise not_started()
+        return await self._users.page(after, limit)
 
-    def _note_overdue(self, user_id: str) -> None:
-        if user_id not in self._overdue and len(self._overdue) >= MAX_OVERDUE_USERS:
-            self._overdue.pop(next(iter(self._overdue)))
-        self._overdue[user_id] += 1
+    def export(
+        self, user_id: str, timeout: float = EXPORT_SECONDS
+    ) -> contextlib.AbstractAsyncContextManager[Export]:
+        """`async with router.export("ada") as export:` a tar archive of the user's files; `timeout` (s): for what runs to end.
 
-    async def _unload_idle_users(self, dispatcher: Dispatcher, pool: WorkerPool) -> None:
-        idle = self.config.user_idle_timeout / 1000
-        while True:
-            await self._clock.sleep(min(idle / 4, 30.0))
-            now = self._clock.monotonic()
-            used = dispatcher.last_used
-            for worker in pool.workers.values():
-                for user_id in worker.loaded_users:
-                    if dispatcher.lanes.of_user(user_id) == (0, 0) and now - used.get(user_id, 0.0) >= idle:
-                        worker.unload(user_id)
-            for user_id in [user_id for user_id, at in used.items() if now - at >= idle]:
-                del used[user_id]
+        Raises NotFound, UserForgetting, StorageFull and Unavailable; while it copies, the user's requests wait.
+        """
+        if self._users is None:
+            raise not_started()
+        return self._users.export(user_id, timeout)
 
-    async def _back_up(self, database: Database) -> None:
-        while True:
-            await self._clock.sleep(BACKUP_SECONDS)
-            try:
-                await database.backup()
-            except Exception as error:
-                log.error("the hourly backup failed, the next one is in an hour: %s", error)
+    async def forget(self, user_id: str, timeout: float = FORGET_SECONDS) -> None:
+        """Delete all that is kept of a user, here and in the workers; returns when nothing is left.
+
+        Raises NotFound, and UserForgetting after `timeout` seconds: then it goes on, also over a restart.
+        """
+        if self._users is None:
+            raise not_started()
+        await self._users.forget(user_id, timeout)
 
     # --- questions ------------------------------------------------------------------------------------
 
@@ -298,7 +340,7 @@ class GatewayRouter(Service):
         """Where a user lives, since when and why; raises NotFound for a user who never sent a request."""
         check_user_id(user_id)
         if self._directory is None or self._pool is None or self._dispatcher is None:
-            raise NotRunning("the gateway is not running: start it first")
+            raise not_started()
         pin = self._directory.get(user_id)
         if pin is None:
             raise NotFound(f"user {quote(user_id)} has no worker yet: the first request chooses one")
@@ -322,35 +364,14 @@ class GatewayRouter(Service):
         """The pool and every worker as they are now; reads memory only. None before start."""
         if self._pool is None or self._directory is None or self._dispatcher is None:
             return None
-        isolation = self._pool.isolation
-        if isolation is None:
-            return None
-        lanes = self._dispatcher.lanes
-        counts = self._directory.counts()
-        workers = [
-            worker_status(
-                worker,
-                queued=lanes.waiting_on(worker.worker_id),
-                users=counts.get(worker.worker_id, 0),
-                clock=self._clock,
-            )
-            for worker in self._pool.workers.values()
-        ]
-        healthy = [worker for worker in workers if is_healthy(worker)]
-        return PoolStatus(
-            timestamp=from_timestamp(self._clock.time()),
-            total_workers=len(workers),
-            healthy_workers=len(healthy),
-            busy_workers=sum(1 for worker in healthy if worker.in_flight),
-            queued_requests=lanes.waiting,
-            running_requests=sum(worker.in_flight for worker in workers),
-            completed_requests=self._completed,
-            failed_requests=self._failed,
-            routing_table_size=len(self._directory.pins),
-            isolation=str(isolation.wall.level),
-            protections=isolation.protections,
-            warning=isolation.warning,
-            workers=workers,
+        return pool_status(
+            self._pool,
+            lanes=self._dispatcher.lanes,
+            counts=self._directory.counts(),
+            users=len(self._directory.pins),
+            completed=self._completed,
+            failed=self._failed,
+            clock=self.clock,
         )
 
 

@@ -1,7 +1,8 @@
 """Queues of requests: one lane per user, served in turn. Pure: no clock, no I/O, no tasks.
 
 What is in a lane starts in arrival order, at most `user_concurrency` at a time. A worker's lanes take turns, so a user
-with many requests delays others by one at most. Whether the worker has room is the caller's knowledge.
+with many requests delays others by one at most. A lane that is held starts nothing, and keeps its order and its bounds.
+Whether the worker has room is the caller's knowledge.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class Ticket(Protocol):
 
 
 class _Lane:
-    __slots__ = ("in_turn", "running", "user_id", "waiting")
+    __slots__ = ("holds", "in_turn", "limit", "running", "user_id", "waiting")
 
-    def __init__(self, user_id: str) -> None:
+    def __init__(self, user_id: str, limit: int) -> None:
         self.user_id = user_id
+        self.limit = limit  # how many may run at once; 0 while it is held
+        self.holds = 0
         self.running = 0
         self.waiting: list[Ticket] = []  # short and short-lived: making a deque costs more than it saves
         self.in_turn = False
@@ -65,7 +68,7 @@ class Lanes:
         """
         lane = self._lane(ticket.user_id)
         queue = self._queue(ticket.worker_id)
-        starts_now = room and not queue.turns and not lane.waiting and lane.running < self._concurrency
+        starts_now = room and not queue.turns and not lane.waiting and lane.running < lane.limit
         if not starts_now:
             self._check_bounds(ticket, lane, queue)
         lane.waiting.append(ticket)
@@ -131,6 +134,29 @@ class Lanes:
         self._forget_if_idle(lane)
         return True
 
+    def hold(self, user_id: str) -> None:
+        """Start nothing of this user until `release`, which must follow as often as `hold` was called."""
+        lane = self._lane(user_id)
+        lane.holds += 1
+        lane.limit = 0
+        if lane.in_turn:
+            self._queue(lane.waiting[0].worker_id).turns.remove(lane)
+            lane.in_turn = False
+
+    def release(self, user_id: str) -> str | None:
+        """Let a held lane go on; returns the worker that has something to start by it, if there is one."""
+        lane = self._lanes[user_id]
+        lane.holds -= 1
+        if lane.holds:
+            return None
+        lane.limit = self._concurrency
+        if not lane.waiting:
+            self._forget_if_idle(lane)
+            return None
+        worker_id = lane.waiting[0].worker_id
+        self._take_turn(lane, self._queue(worker_id))
+        return worker_id
+
     def waiting_on(self, worker_id: str) -> int:
         """How many tickets wait for this worker."""
         queue = self._queues.get(worker_id)
@@ -140,6 +166,11 @@ class Lanes:
         """How many tickets of this user are running, and how many wait."""
         lane = self._lanes.get(user_id)
         return (lane.running, len(lane.waiting)) if lane is not None else (0, 0)
+
+    def waiting_of(self, user_id: str) -> list[Ticket]:
+        """This user's waiting tickets, in order."""
+        lane = self._lanes.get(user_id)
+        return list(lane.waiting) if lane is not None else []
 
     def all_waiting(self, worker_id: str | None = None) -> Iterator[Ticket]:
         """Every waiting ticket, of one worker or of all, in no particular order."""
@@ -151,7 +182,7 @@ class Lanes:
     def _lane(self, user_id: str) -> _Lane:
         lane = self._lanes.get(user_id)
         if lane is None:
-            lane = self._lanes[user_id] = _Lane(user_id)
+            lane = self._lanes[user_id] = _Lane(user_id, self._concurrency)
         return lane
 
     def _queue(self, worker_id: str) -> _Queue:
@@ -165,10 +196,10 @@ class Lanes:
         self.waiting += change
 
     def _take_turn(self, lane: _Lane, queue: _Queue) -> None:
-        if lane.waiting and not lane.in_turn and lane.running < self._concurrency:
+        if lane.waiting and not lane.in_turn and lane.running < lane.limit:
             lane.in_turn = True
             queue.turns.append(lane)
 
     def _forget_if_idle(self, lane: _Lane) -> None:
-        if not lane.waiting and not lane.running:
+        if not lane.waiting and not lane.running and not lane.holds:
             self._lanes.pop(lane.user_id, None)

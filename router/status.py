@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from moltbot.core.clock import Clock
 from moltbot.core.jsonable import from_timestamp, jsonable
 from moltbot.core.user_key import user_key
+from moltbot.router.lanes import Lanes
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.isolation.plan import Protection
 from moltbot.sandbox.lifecycle import State
+from moltbot.sandbox.pool import WorkerPool
 from moltbot.sandbox.supervisor import Supervisor
 
 
@@ -107,6 +110,38 @@ class Receipt:
         return dict(jsonable(self))
 
 
+@dataclass(frozen=True, slots=True)
+class UserSummary:
+    """One user in a list. size: bytes on disk of sessions, state and cache; None if that could not be measured in time."""
+
+    user_id: str
+    worker_id: str
+    epoch: int
+    since: datetime
+    why: str
+    loaded: bool
+    running: int
+    waiting: int
+    forgetting: bool
+    size: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same in camelCase."""
+        return dict(jsonable(self))
+
+
+@dataclass(frozen=True, slots=True)
+class UserPage:
+    """Users in byte order of their ids. next: what to ask for as `after`; None if these are the last."""
+
+    users: list[UserSummary]
+    next: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same in camelCase."""
+        return dict(jsonable(self))
+
+
 def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) -> WorkerStatus:
     """Describe one worker as it is now."""
     life = worker.life if worker.life is not None and worker.life.running else None
@@ -136,6 +171,47 @@ def worker_status(worker: Supervisor, *, queued: int, users: int, clock: Clock) 
         else None,
         isolation=str(worker.isolation.wall.level),
         protections=worker.isolation.protections,
+    )
+
+
+def pool_status(
+    pool: WorkerPool,
+    *,
+    lanes: Lanes,
+    counts: Mapping[str, int],
+    users: int,
+    completed: int,
+    failed: int,
+    clock: Clock,
+) -> PoolStatus | None:
+    """Describe the pool as it is now; None before its workers are made. counts: users by worker."""
+    isolation = pool.isolation
+    if isolation is None:
+        return None
+    workers = [
+        worker_status(
+            worker,
+            queued=lanes.waiting_on(worker.worker_id),
+            users=counts.get(worker.worker_id, 0),
+            clock=clock,
+        )
+        for worker in pool.workers.values()
+    ]
+    healthy = [worker for worker in workers if is_healthy(worker)]
+    return PoolStatus(
+        timestamp=from_timestamp(clock.time()),
+        total_workers=len(workers),
+        healthy_workers=len(healthy),
+        busy_workers=sum(1 for worker in healthy if worker.in_flight),
+        queued_requests=lanes.waiting,
+        running_requests=sum(worker.in_flight for worker in workers),
+        completed_requests=completed,
+        failed_requests=failed,
+        routing_table_size=users,
+        isolation=str(isolation.wall.level),
+        protections=isolation.protections,
+        warning=isolation.warning,
+        workers=workers,
     )
 
 

@@ -12,16 +12,19 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
 from typing import Any
 
 from moltbot.core.errors import BaseDirectoryError
+from moltbot.sandbox.secret_file import TOKEN_FILE
 
 GATEWAY_FILE = "gateway.json"
-_KNOWN = (GATEWAY_FILE, "moltbot.db", "token")
+_KNOWN = (GATEWAY_FILE, "moltbot.db", TOKEN_FILE)
 _MAX_ANNOUNCEMENT = 64 << 10
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _CHOOSE = "choose another directory with -s / sandbox_base_dir"
 
 
@@ -58,9 +61,16 @@ class BaseDirectory:
             raise
         return base
 
-    def announce(self, url: str | None) -> None:
-        """Write who holds the directory and where its gateway listens, for the command line to find."""
-        write_json(self.path / GATEWAY_FILE, {"pid": os.getpid(), "url": url})
+    def announce(self, url: str | None, certificate: str | None = None) -> None:
+        """Write who holds the directory and where its gateway listens, for the command line to find.
+
+        certificate: the SHA-256 of the one that it shows, in hexadecimal, if it speaks https.
+        """
+        content = {"pid": os.getpid(), "url": url}
+        write_json(
+            self.path / GATEWAY_FILE,
+            content if certificate is None else content | {"certificate": certificate},
+        )
 
     def release(self) -> None:
         """Give the directory back; may be repeated."""
@@ -72,7 +82,9 @@ class BaseDirectory:
 
 
 def read_announcement(path: Path) -> dict[str, Any]:
-    """What the gateway that holds (or held) the directory announced: `pid` and `url`; empty if there is nothing of that kind.
+    """What the gateway that holds (or held) the directory announced: `pid`, `url`, with https also `certificate`.
+
+    Empty if there is nothing of that kind.
 
     Workers of today's isolation level could plant something there: no link is followed, no pipe waited for.
     """
@@ -89,8 +101,11 @@ def read_announcement(path: Path) -> dict[str, Any]:
         or not 0 < content["pid"] < 1 << 31
     ):
         return {}
-    url = content.get("url")
-    return {"pid": content["pid"], "url": url if isinstance(url, str) else None}
+    url, certificate = content.get("url"), content.get("certificate")
+    found = {"pid": content["pid"], "url": url if isinstance(url, str) else None}
+    if isinstance(certificate, str) and _FINGERPRINT.fullmatch(certificate):
+        found["certificate"] = certificate
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:

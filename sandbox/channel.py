@@ -45,6 +45,7 @@ class Call:
         "ended",
         "expired",
         "id",
+        "incarnation",
         "on_end",
         "request_id",
         "timeout",
@@ -61,7 +62,9 @@ class Call:
         self.user_id = user_id
         self.on_end = on_end
         self.ended = False
-        # The supervisor's notes, for its deadline: the caller's name of the request, the milliseconds it had, whether they are over.
+        # The supervisor's notes, for its deadline: the caller's name of the request, the milliseconds it had, whether they are over;
+        # and who served it.
+        self.incarnation = 0
         self.request_id = str(id)
         self.timeout = 0.0
         self.expired = False

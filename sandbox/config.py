@@ -1,25 +1,31 @@
 """The settings of a pool and its router: names, defaults, limits and what they mean, in one place.
 
-Where values come from (flags, environment, file) is in `cli/settings.py`. A bare number of time is milliseconds, of size
-bytes; camelCase is accepted everywhere, and so is the nested `workerConfig` of the setup guide.
+How values are written is in `setting_kinds.py`; where they come from (flags, environment, file), in `cli/settings.py`. What
+belongs to the port is in `gateway/config.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_snake
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from moltbot.core.errors import SettingsError, quote
-from moltbot.core.units import parse_duration, parse_size
+from moltbot.sandbox.setting_kinds import (
+    MAX_WORKERS,
+    Bytes,
+    Command,
+    Count,
+    Directory,
+    Milliseconds,
+    Names,
+    Paths,
+    Uids,
+    normalise_names,
+    settings_error,
+)
 
-MAX_WORKERS = 64
 WALL_SETTINGS = (
     *("handler", "worker_command", "environment", "network", "read_only_paths", "read_write_paths"),
     *("max_processes", "max_open_files", "max_disk", "max_memory"),
@@ -27,74 +33,6 @@ WALL_SETTINGS = (
 """What a worker's wall is made from."""
 LEVELS = ("bubblewrap", "landlock", "directories")
 """Isolation levels, the strongest first; what they are is in `isolation/plan.py`."""
-
-
-def _names(value: object) -> object:
-    """A list of names may be written as one text: `"LANG, TERM"`."""
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
-
-
-def _command(value: object) -> object:
-    """A command may be written as one text: `"node worker.js"`. Files in it are made absolute: workers run elsewhere."""
-    words = shlex.split(value) if isinstance(value, str) else value
-    if not isinstance(words, list | tuple):
-        return words
-    return tuple(
-        str(Path(word).absolute()) if _is_local_file(index, word) else word
-        for index, word in enumerate(words)
-    )
-
-
-def _is_local_file(index: int, word: object) -> bool:
-    return isinstance(word, str) and (index > 0 or "/" in word) and os.path.isfile(word)
-
-
-def _count(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a number is expected")
-    return value
-
-
-def _directory(value: object) -> object:
-    if value == "":
-        raise ValueError("it is empty: name a directory")
-    return value
-
-
-def _paths(value: object) -> object:
-    """A list of absolute paths may be written as one text: `"/srv/models, /srv/data"`."""
-    words = _names(value)
-    if not isinstance(words, list | tuple):
-        return words
-    paths = [Path(word).expanduser() if isinstance(word, str) else word for word in words]
-    for path in paths:
-        if isinstance(path, Path) and not path.is_absolute():
-            raise ValueError(f"{quote(str(path))} is not absolute: workers run elsewhere")
-    return tuple(paths)
-
-
-def parse_uids(value: object) -> object:
-    """A range of numbers, written as `"2000000000-2000999999"`."""
-    if not isinstance(value, str):
-        return value
-    first, _, last = value.partition("-")
-    try:
-        numbers = int(first), int(last)
-    except ValueError:
-        raise ValueError("expected a range such as 2000000000-2000999999") from None
-    if not 0 < numbers[0] < numbers[1] < 1 << 31 or numbers[1] - numbers[0] < MAX_WORKERS - 1:
-        raise ValueError(f"it must hold at least {MAX_WORKERS} uids between 1 and {(1 << 31) - 1}")
-    return numbers
-
-
-Count = Annotated[int, BeforeValidator(_count)]
-Directory = Annotated[Path, BeforeValidator(_directory)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
-Uids = Annotated[tuple[int, int], BeforeValidator(parse_uids)]
-Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
-Milliseconds = Annotated[int, BeforeValidator(parse_duration)]
-Bytes = Annotated[int, BeforeValidator(parse_size)]
 
 
 class PoolConfig(BaseModel):
@@ -174,6 +112,16 @@ class PoolConfig(BaseModel):
     max_processes: Count = Field(256, ge=8, description="Processes and threads of a worker")
     max_disk: Bytes = Field(1 << 30, ge=1 << 20, description="Disk space of a worker's directories")
     max_inodes: Count = Field(100_000, ge=1_000, description="Files and folders in a worker's directories")
+    max_users: Count | None = Field(
+        None, ge=1, description="Users that may have a worker; a new one beyond it is refused"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Lines of the pool's and the access log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that the pool's log takes"
+    )
+    log_user_ids: bool = Field(
+        False, description="Write user ids into logs as they are, instead of keyed hashes"
+    )
     durable_state: bool = Field(False, description="Flush state and session files to disk before each reply")
 
     @model_validator(mode="before")
@@ -210,39 +158,3 @@ class PoolConfig(BaseModel):
             return cls.model_validate(values or {})
         except ValidationError as error:
             raise settings_error(error, cls.model_fields, source) from None
-
-
-def normalise_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """snake_case names, and the keys of the guide's nested `workerConfig` lifted to the top."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = to_snake(key) if isinstance(key, str) else str(key)
-        if name == "worker_config":
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{key} must hold settings, such as maxConcurrent")
-            flat.update(normalise_names(value))
-        else:
-            flat[name] = value
-    return flat
-
-
-def settings_error(error: ValidationError, names: Iterable[str], source: str) -> SettingsError:
-    """Turn pydantic's first complaint into one sentence."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "settings"
-    if first["type"] == "extra_forbidden":
-        return unknown_setting(name, names, source)
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["loc"]:
-        return SettingsError(
-            f"{to_snake(name)} = {quote(first['input'])} (from {source}) is impossible: {reason}"
-        )
-    where = f" (from {source})" if source != "the settings" else ""
-    return SettingsError(f"the settings{where} do not fit together: {reason}")
-
-
-def unknown_setting(name: str, names: Iterable[str], source: str) -> SettingsError:
-    """A name that is no setting, with the nearest one that is."""
-    near = difflib.get_close_matches(to_snake(name), list(names), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "see `moltbot workers info` for all of them"
-    return SettingsError(f"unknown setting {quote(name)} (from {source}): {hint}")

@@ -67,6 +67,11 @@ def check_worker_id(value: object) -> str:
     return value
 
 
+def is_worker_id(name: str) -> bool:
+    """True for a worker's name."""
+    return _WORKER_ID.match(name) is not None
+
+
 class WorkerDirectories:
     """The directories of one worker below the base directory."""
 
@@ -111,7 +116,9 @@ class WorkerDirectories:
             raise BaseDirectoryError(
                 f"{path} belongs to uid {status.st_uid}, which is none of ours: chown -R it to {os.geteuid()}, or move it away"
             )
-        log.warning("%s was replaced by something else, which is put aside", path)
+        log.warning(
+            "%s was replaced by something else, which is put aside", path, extra={"worker": self.worker_id}
+        )
         self._discard(path)
 
     def _discard(self, path: Path) -> None:
@@ -151,7 +158,12 @@ class WorkerDirectories:
         folders = [self.root / part for part in WRITABLE if (self.root / part).lstat().st_uid != owner]
         if not folders:
             return
-        log.warning("%s: its directories go over to uid %d", self.worker_id, owner)
+        log.warning(
+            "%s: its directories go over to uid %d",
+            self.worker_id,
+            owner,
+            extra={"worker": self.worker_id},
+        )
         paths = [str(folder) for folder in folders]
         kinds = ("(", "-type", "d", "-o", "-type", "l", "-o", "-type", "f", "-links", "1", ")")
         chown = ("chown", "-h", f"{owner}:{owner}", "--", "{}", "+")

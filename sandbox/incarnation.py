@@ -68,7 +68,7 @@ class Incarnation:
         self.channel: Channel | None = None
         self.loaded: dict[str, int] = {}
         """Users in the process's memory, with the epoch under which they arrived."""
-        self.leaving: set[str] = set()
+        self.leaving: Counter[str] = Counter()
         self.arriving: Counter[str] = Counter()
         self._hasty_beats = 0
         self.usage = Usage(0, 0.0, 0)
@@ -139,7 +139,12 @@ class Incarnation:
                 max_processes=self._config.max_processes + CGROUP_TASKS,
             )
         except OSError as error:  # an additional bound only: samples and rlimits hold without it
-            log.warning("%s: no cgroup can be made: %s", self._directories.worker_id, error)
+            log.warning(
+                "%s: no cgroup can be made: %s",
+                self._directories.worker_id,
+                error,
+                extra={"worker": self._directories.worker_id, "incarnation": self.number},
+            )
             return None
 
     def _metadata(self, owner: int) -> dict[str, Any]:
@@ -204,7 +209,7 @@ class Incarnation:
     def unload(self, user_id: str) -> None:
         """Ask the process to drop a user from memory."""
         if self.loaded.pop(user_id, None) is not None and self.channel is not None:
-            self.leaving.add(user_id)
+            self.leaving[user_id] += 1
             self.channel.send(lambda session: session.leave(user_id))
 
     def arrived(self, user_id: str, *, failed: bool) -> bool:
@@ -217,6 +222,16 @@ class Incarnation:
             del self.arriving[user_id]
         if failed:
             self.loaded.pop(user_id, None)  # the next request lets the user arrive again
+        return True
+
+    def left(self, user_id: str) -> bool:
+        """The worker tells that a user has left; False if it was not asked for that."""
+        if not self.leaving[user_id]:
+            del self.leaving[user_id]
+            return False
+        self.leaving[user_id] -= 1
+        if not self.leaving[user_id]:
+            del self.leaving[user_id]
         return True
 
     def beat(self, lag_ms: float, interval: float) -> bool:

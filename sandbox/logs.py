@@ -1,7 +1,8 @@
 """What workers print becomes `logs/worker.log`: one thread reads all their pipes and writes rotated, bounded files.
 
 A thread, because reading a gigabyte must not cost the event loop anything. A worker that prints more than its budget keeps
-running; the surplus is dropped and counted in the log. What the pool itself has to say is in `logs/worker-pool.log`.
+running; the surplus is dropped and counted in the log.
+What the pool itself has to say is in `pool_log.py`.
 """
 
 from __future__ import annotations
@@ -235,11 +236,3 @@ class LogPump:
 
 def _escaped(match: re.Match[str]) -> str:
     return f"\\x{ord(match[0]):02x}"
-
-
-def pool_log_handler(directory: Path) -> NoFollowHandler:
-    """The handler for the pool's own log, `logs/worker-pool.log`."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    handler = NoFollowHandler(directory / "worker-pool.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    return handler

@@ -21,14 +21,14 @@ from moltbot.sandbox.disk import DiskUse, measure_deleted, measure_disk
 from moltbot.sandbox.isolation.choice import choose_wall
 from moltbot.sandbox.isolation.isolation import Isolation, isolation_of
 from moltbot.sandbox.lifecycle import State
-from moltbot.sandbox.logs import LogPump, NoFollowHandler, pool_log_handler
+from moltbot.sandbox.logs import LogPump
 from moltbot.sandbox.memory import Usage, measure
+from moltbot.sandbox.pool_log import PoolLog
 from moltbot.sandbox.supervisor import Supervisor
 
 HEALTH_SECONDS = 1.0
 DISK_SHARE = 10
 
-_logger = logging.getLogger("moltbot")
 log = logging.getLogger("moltbot.pool")
 
 
@@ -53,7 +53,7 @@ class WorkerPool(Service):
         self._events = events
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: LogPump | None = None
-        self._log_handler: NoFollowHandler | None = None
+        self._log: PoolLog | None = None
 
     def __getitem__(self, worker_id: str) -> Supervisor:
         try:
@@ -63,7 +63,8 @@ class WorkerPool(Service):
             raise NotFound(f"there is no worker {quote(worker_id)}: there is {known}") from None
 
     async def _start(self) -> None:
-        self._open_log()
+        self._log = PoolLog(self._base, self._config)
+        self._log.open()
         left = [*self._base.glob(f"{PROBE}*"), *self._base.glob(f".{TRASH}-*")]
         await remove_trees([str(path) for path in left])
         choice = await choose_wall(self._config, self._base, self._gateway_ports)
@@ -127,18 +128,19 @@ class WorkerPool(Service):
         if self._logs is not None:
             await asyncio.to_thread(self._logs.stop)
             self._logs = None
-        self._close_log()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
-    def _open_log(self) -> None:
-        self._log_handler = pool_log_handler(self._base / "logs")
-        _logger.addHandler(self._log_handler)
-        _logger.setLevel(logging.INFO)
+    @property
+    def log_level(self) -> str:
+        """The least level that the pool's log takes."""
+        return self._log.level if self._log is not None else self._config.log_level
 
-    def _close_log(self) -> None:
-        if self._log_handler is not None:
-            _logger.removeHandler(self._log_handler)
-            self._log_handler.close()
-            self._log_handler = None
+    def set_log_level(self, level: str) -> None:
+        """Take records from `level` (debug, info, warning, error) from now on, until the pool stops."""
+        if self._log is not None:
+            self._log.set_level(level)
 
     async def _watch_health(self) -> None:
         while True:
@@ -151,7 +153,11 @@ class WorkerPool(Service):
                 try:
                     worker.check_health()
                 except Exception:  # one worker's round must not end the others'
-                    log.exception("%s: its health cannot be judged", worker.worker_id)
+                    log.exception(
+                        "%s: its health cannot be judged",
+                        worker.worker_id,
+                        extra={"worker": worker.worker_id},
+                    )
 
     async def _watch_memory(self) -> None:
         last = self._clock.monotonic()
@@ -185,7 +191,9 @@ class WorkerPool(Service):
                 try:
                     worker.disk_measured(await asyncio.to_thread(self._measure_disk, worker, worker.root_pid))
                 except Exception:
-                    log.exception("%s: its disk use cannot be measured; trying again", name)
+                    log.exception(
+                        "%s: its disk use cannot be measured; trying again", name, extra={"worker": name}
+                    )
                 now = self._clock.monotonic()
                 due[name] = now + DISK_SHARE * (now - began)
             await self._clock.sleep(HEALTH_SECONDS)

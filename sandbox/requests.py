@@ -5,6 +5,7 @@ Which requests come here, and in which order, is the router's business; how the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,9 @@ class Counters:
     requests: int = 0
     errors: int = 0
     restarts: int = 0
+
+
+log = logging.getLogger("moltbot.worker")
 
 
 class Requests:
@@ -70,16 +74,26 @@ class Requests:
             meta={**request.meta, "request_id": request_id},
             on_end=partial(self._ended, on_end),
         )
-        call.request_id, call.timeout = request_id, timeout
+        call.request_id, call.timeout, call.incarnation = request_id, timeout, life.number
         self._deadlines.set(call, timeout / 1000)
         self._counters.requests += 1
         life.served += 1
+        if log.isEnabledFor(logging.DEBUG):
+            self._debug(call, f"request of type {request.type} dispatched")
         return call
+
+    def _debug(self, call: Call, what: str) -> None:
+        where = {"worker": self._worker_id, "incarnation": call.incarnation, "requestId": call.request_id}
+        log.debug("%s #%d: %s", self._worker_id, call.incarnation, what, extra=where)
 
     def _ended(self, on_end: Callable[[Call], None], call: Call) -> None:
         self._deadlines.drop(call)
         if call.failure is not None and not isinstance(call.failure, Cancelled):
             self._counters.errors += 1
+        if log.isEnabledFor(logging.DEBUG):
+            self._debug(
+                call, f"request ended ({call.failure.code if call.failure is not None else 'answered'})"
+            )
         on_end(call)
 
     def _due(self, call: Call) -> None:
@@ -101,6 +115,12 @@ class Requests:
         call.expired = True
         call.abandon(error)
         self._deadlines.set(call, CANCEL_GRACE)
+
+    def interrupt(self, channel: Channel | None, user_id: str, error: Callable[[], MoltbotError]) -> None:
+        """End what runs of one user; each call gets an error of its own."""
+        for call in channel.calls if channel is not None else ():
+            if call.user_id == user_id and not call.expired:
+                self._interrupt(call, error())
 
     def fill_storage(self, channel: Channel | None, detail: str) -> None:
         """Interrupt what runs, and take nothing more until `storage_full` is None again."""

@@ -14,19 +14,26 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from moltbot.core.clock import Clock, Timer
-from moltbot.core.errors import BaseDirectoryError, StorageFull, Unavailable, clean_text
+from moltbot.core.errors import (
+    BaseDirectoryError,
+    MoltbotError,
+    StorageFull,
+    Unavailable,
+    UserForgetting,
+    clean_text,
+)
 from moltbot.core.events import (
     Broadcast,
     PoolEvent,
     RequestOverdue,
     StorageAlarm,
     UserUnloaded,
-    WorkerChanged,
 )
 from moltbot.core.frames import PROTOCOL_VERSION
 from moltbot.core.framing import Frame
 from moltbot.core.messages import Request
 from moltbot.sandbox import lifecycle
+from moltbot.sandbox.announcing import announce
 from moltbot.sandbox.channel import Call
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories
@@ -142,10 +149,14 @@ class Supervisor:
 
     async def settled(self, *states: State) -> State:
         """Wait until the slot is in one of `states`; bounded, for every state on the way has a deadline."""
-        while self.slot.state not in states:
+        await self.until(lambda: self.slot.state in states)
+        return self.slot.state
+
+    async def until(self, promise: Callable[[], bool]) -> None:
+        """Wait for a change of the slot, or a user's leave, after which `promise` is true; the caller sets the deadline."""
+        while not promise():
             self._changed.clear()
             await self._changed.wait()
-        return self.slot.state
 
     # --- requests -------------------------------------------------------------------------------------
 
@@ -165,13 +176,19 @@ class Supervisor:
         return call
 
     def _overdue(self, call: Call) -> None:
-        if not isinstance(call.failure, StorageFull):  # who was interrupted for that need not have caused it
+        # Who was interrupted for full storage need not have caused it; and nothing is noted of one who is forgotten.
+        if not isinstance(call.failure, StorageFull | UserForgetting):
             self._events.publish(
                 RequestOverdue(self._clock.time(), call.user_id, self.worker_id, call.request_id)
             )
-        self.handle(
-            lifecycle.Drain(ExitReason.OVERDUE, f"request {call.request_id} ignored its cancellation")
-        )
+        where = {"worker": self.worker_id, "incarnation": call.incarnation, "requestId": call.request_id}
+        log.warning("%s: a request ignored its cancellation", self.worker_id, extra=where)
+        # Others whose requests end with the worker are told why; whose request it was is not their business.
+        self.handle(lifecycle.Drain(ExitReason.OVERDUE, "a request ignored its cancellation"))
+
+    def interrupt(self, user_id: str, error: Callable[[], MoltbotError]) -> None:
+        """Cancel what runs of one user, with the usual grace: what ignores it ends with the worker, which drains."""
+        self._requests.interrupt(self.life.channel if self.life is not None else None, user_id, error)
 
     def unload(self, user_id: str) -> None:
         """Tell the worker to drop a user from memory; only when none of their requests is in flight."""
@@ -189,39 +206,14 @@ class Supervisor:
         for action in actions:
             self._actions[action]()
         if self.slot.state is not before.state:
-            self._announce(before)
+            self._changed.set()
+            now = self._clock.time()
+            self._events.publish(announce(self.worker_id, before, self.slot, now, self._fields))
 
-    def _announce(self, before: Slot) -> None:
-        slot = self.slot
-        self._changed.set()
-        ending = slot.state not in (State.STARTING, State.READY)
-        reason = str(slot.reason) if slot.reason and ending else None
-        detail = slot.detail if ending else None
-        level = (
-            logging.WARNING
-            if slot.state in (State.KILLING, State.BACKOFF, State.QUARANTINED)
-            else logging.INFO
-        )
-        log.log(
-            level,
-            "%s #%d: %s -> %s%s",
-            self.worker_id,
-            slot.incarnation,
-            before.state,
-            slot.state,
-            f" ({reason}{': ' + detail if detail else ''})" if reason else "",
-        )
-        self._events.publish(
-            WorkerChanged(
-                self._clock.time(),
-                self.worker_id,
-                slot.incarnation,
-                str(before.state),
-                str(slot.state),
-                reason,
-                detail,
-            )
-        )
+    @property
+    def _fields(self) -> dict[str, object]:
+        """What the log says beside a sentence."""
+        return {"worker": self.worker_id, "incarnation": self.slot.incarnation}
 
     def _arm_timer(self) -> None:
         if self._timer is not None:
@@ -248,8 +240,8 @@ class Supervisor:
                 self.handle(lifecycle.Drained())
             case "arrived" if life.arrived(frame["user_id"], failed=frame.get("error") is not None):
                 pass
-            case "left" if frame["user_id"] in life.leaving:
-                life.leaving.discard(frame["user_id"])
+            case "left" if life.left(frame["user_id"]):
+                self._changed.set()
                 self._events.publish(UserUnloaded(self._clock.time(), frame["user_id"], self.worker_id))
             case "error":
                 self.handle(lifecycle.Trouble(ExitReason.BOOT_FAILED, clean_text(frame["message"])))
@@ -281,7 +273,7 @@ class Supervisor:
         self.disk = use
         verdict = self._storage.judge(use, ready=self.slot.state is State.READY)
         if verdict.alarm is not None:
-            log.warning("%s: %s", self.worker_id, verdict.alarm.detail)
+            log.warning("%s: %s", self.worker_id, verdict.alarm.detail, extra=self._fields)
             self._events.publish(
                 StorageAlarm(self._clock.time(), self.worker_id, verdict.alarm.hard, verdict.alarm.detail)
             )
@@ -336,7 +328,12 @@ class Supervisor:
             process = await life.launch(self._logs, self._next_id, self._notice, self._lost)
         except Exception as error:  # whatever it is: the slot must learn that nothing runs
             if not isinstance(error, OSError | BaseDirectoryError):
-                log.exception("%s #%d cannot be started", self.worker_id, life.number)
+                log.exception(
+                    "%s #%d cannot be started",
+                    self.worker_id,
+                    life.number,
+                    extra={"worker": self.worker_id, "incarnation": life.number},
+                )
             self.handle(lifecycle.Exited(None, None, detail=f"cannot start it: {error}", jitter=jitter))
             return
         self._run(self._empty_trash())
@@ -349,7 +346,12 @@ class Supervisor:
         try:
             await self.directories.empty_trash()
         except OSError as error:
-            log.warning("%s: what it left behind cannot be deleted now: %s", self.worker_id, error)
+            log.warning(
+                "%s: what it left behind cannot be deleted now: %s",
+                self.worker_id,
+                error,
+                extra=self._fields,
+            )
 
     def _lost(self, detail: str | None) -> None:
         self.handle(lifecycle.ChannelLost(detail))

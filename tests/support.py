@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 
-from moltbot.gateway.server import EdgeConfig, Gateway
+from moltbot.gateway.config import EdgeConfig
+from moltbot.gateway.server import Gateway
 from moltbot.router.gateway_router import GatewayRouter, create_gateway_router
 from tests.fakes import PATIENCE, eventually
 
@@ -53,8 +54,8 @@ async def gateway_in(
     base: Path, *, edge: Mapping[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
     """A gateway that listens on a free port."""
-    config = EdgeConfig(**({"token": TOKEN} | dict(edge or {})))
-    async with Gateway(create_gateway_router(pool_config=pool_config(base, **settings)), config) as gateway:
+    router = create_gateway_router(pool_config=pool_config(base, **settings))
+    async with Gateway(router, EdgeConfig(**(edge or {})), token=TOKEN) as gateway:
         yield gateway
 
 

@@ -1,1 +1,1 @@
-"""One file per noun; each offers `routes()`, and `app.py` mounts them below /api and /api/v1."""
+"""One file per noun; each offers its part of the table, `ROUTES`, and `app.py` mounts them below /api and /api/v1."""

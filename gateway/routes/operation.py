@@ -1,4 +1,7 @@
-"""`/livez`, `/readyz`, `/health`: for load balancers and people at 3 a.m. Without a credential they give the bare word."""
+"""`/livez`, `/readyz`, `/health`: for load balancers and people at 3 a.m. Without a credential they give the bare word.
+
+What an operator is told beyond it by `/readyz?verbose` is found out in `readiness.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,12 @@ from typing import Any
 from aiohttp import web
 
 from moltbot.core.jsonable import iso_time, jsonable
+from moltbot.gateway.access import Route, Scope
 from moltbot.gateway.bodies import json_response
-from moltbot.gateway.keys import AUTH, ROUTER
+from moltbot.gateway.keys import ROUTER
+from moltbot.gateway.readiness import examine
+from moltbot.gateway.visit import VISIT
 from moltbot.router.status import PoolStatus
-
-PROBES = frozenset({"/livez", "/readyz"})
-"""Answered to any Host."""
-
-PUBLIC_PATHS = PROBES | {"/health"}
-"""Answered without a credential."""
 
 
 async def get_livez(request: web.Request) -> web.Response:
@@ -25,11 +25,18 @@ async def get_livez(request: web.Request) -> web.Response:
 
 async def get_readyz(request: web.Request) -> web.Response:
     """200 while a worker is ready and the gateway takes requests, else 503."""
-    router = request.app[ROUTER]
+    router, edge = request.app[ROUTER], request[VISIT].edge
     status = router.get_status()
-    ready = status is not None and status.healthy_workers > 0 and not router.draining
-    word = "ready" if ready else "draining" if router.draining else "not ready"
-    return json_response({"status": word}, status=200 if ready else 503)
+    if router.draining:
+        word = "draining"
+    elif not edge.opened:
+        word = "starting"
+    else:
+        word = "ready" if status is not None and status.healthy_workers > 0 else "not ready"
+    document: dict[str, Any] = {"status": word}
+    if "verbose" in request.query and edge.is_operator(request):
+        document |= await examine(request.app, status)
+    return json_response(document, status=200 if word == "ready" else 503)
 
 
 async def get_health(request: web.Request) -> web.Response:
@@ -37,7 +44,7 @@ async def get_health(request: web.Request) -> web.Response:
     status = request.app[ROUTER].get_status()
     word = _word(status)
     document: dict[str, Any] = {"status": word}
-    if status is not None and request.app[AUTH].allows(request):
+    if status is not None and request[VISIT].edge.is_operator(request):
         document |= _details(status)
     return json_response(document, status=503 if word == "unhealthy" else 200)
 
@@ -72,5 +79,8 @@ def _details(status: PoolStatus) -> dict[str, Any]:
     }
 
 
-def routes() -> list[web.RouteDef]:
-    return [web.get("/livez", get_livez), web.get("/readyz", get_readyz), web.get("/health", get_health)]
+ROUTES = (
+    Route("GET", "/livez", get_livez, Scope.READ, "anyone", any_host=True, api=False),
+    Route("GET", "/readyz", get_readyz, Scope.READ, "anyone", any_host=True, api=False),
+    Route("GET", "/health", get_health, Scope.READ, "anyone", api=False),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from moltbot.core.errors import NotFound, NotRunning, quote
+from moltbot.gateway.access import Route, Scope
 from moltbot.gateway.bodies import json_response
 from moltbot.gateway.keys import ROUTER
 from moltbot.router.status import PoolStatus
@@ -34,5 +35,7 @@ async def get_worker(request: web.Request) -> web.Response:
     raise NotFound(f"there is no worker {quote(worker_id)}: `moltbot workers status` lists them")
 
 
-def routes() -> list[web.RouteDef]:
-    return [web.get("/workers", get_workers), web.get("/workers/{worker_id}", get_worker)]
+ROUTES = (
+    Route("GET", "/workers", get_workers, Scope.READ),
+    Route("GET", "/workers/{worker_id}", get_worker, Scope.READ),
+)

@@ -20,7 +20,7 @@ from pathlib import Path
 from moltbot.core.errors import SettingsError
 from moltbot.core.units import approximate_size, format_size
 from moltbot.sandbox.cgroup import find_delegation
-from moltbot.sandbox.config import MAX_WORKERS, PoolConfig
+from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import PROBE, remove_trees
 from moltbot.sandbox.isolation.choice import (
     candidates,
@@ -35,6 +35,7 @@ from moltbot.sandbox.isolation.plan import Ground, Level
 from moltbot.sandbox.isolation.remedies import Machine, remedy_for, unreadable_for_others
 from moltbot.sandbox.isolation.seccomp import SUPPORTED
 from moltbot.sandbox.isolation.view import interpreter_paths, view_of
+from moltbot.sandbox.setting_kinds import MAX_WORKERS
 from moltbot.worker.confine import landlock_abi
 
 _VERSION_SECONDS = 5.0

@@ -24,7 +24,7 @@ from moltbot.core.errors import (
 )
 from moltbot.core.frames import PROTOCOL_VERSION
 from moltbot.core.framing import Decoder, encode
-from moltbot.sandbox.config import MAX_WORKERS, PoolConfig
+from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import PROBE, WorkerDirectories, remove_trees, worker_name
 from moltbot.sandbox.isolation.bubblewrap import BubblewrapWall
 from moltbot.sandbox.isolation.directories import DirectoriesWall
@@ -35,6 +35,7 @@ from moltbot.sandbox.isolation.view import View, view_of
 from moltbot.sandbox.isolation.witness import shortcomings
 from moltbot.sandbox.launch import hello_config, launch_spec
 from moltbot.sandbox.process import WorkerProcess, worker_sockets
+from moltbot.sandbox.setting_kinds import MAX_WORKERS
 
 PROBE_SECONDS = 20.0
 _OUTPUT_SHOWN = 600

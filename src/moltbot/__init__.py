@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from moltbot.core.errors import SettingsError as SettingsError
     from moltbot.core.errors import StartupError as StartupError
     from moltbot.core.errors import StorageFull as StorageFull
+    from moltbot.core.errors import TooManyUsers as TooManyUsers
     from moltbot.core.errors import Unavailable as Unavailable
     from moltbot.core.errors import UnknownType as UnknownType
+    from moltbot.core.errors import UserForgetting as UserForgetting
     from moltbot.core.errors import UserQueueFull as UserQueueFull
     from moltbot.core.errors import WorkerDied as WorkerDied
     from moltbot.core.errors import WorkerQuarantined as WorkerQuarantined
@@ -75,8 +77,10 @@ _HOME = {
         "SettingsError",
         "StartupError",
         "StorageFull",
+        "TooManyUsers",
         "Unavailable",
         "UnknownType",
+        "UserForgetting",
         "UserQueueFull",
         "WorkerDied",
         "WorkerQuarantined",
@@ -117,10 +121,12 @@ __all__ = [
     "SettingsError",
     "StartupError",
     "StorageFull",
+    "TooManyUsers",
     "Unavailable",
     "UnknownType",
     "Usage",
     "User",
+    "UserForgetting",
     "UserQueueFull",
     "WorkerDied",
     "WorkerQuarantined",

@@ -12,9 +12,18 @@ import moltbot as package
 from tests.fakes import PATIENCE
 from tests.support import command, environment, failed, moltbot
 
-COMMANDS = [[], ["gateway"], ["send"], ["users"], ["users", "where"], ["workers"]] + [
-    ["workers", name] for name in ("demo", "info", "status")
-]
+COMMANDS = [
+    [],
+    ["gateway"],
+    ["gateway", "log-level"],
+    ["init"],
+    ["config"],
+    ["send"],
+    ["users"],
+    ["users", "where"],
+    ["workers"],
+] + [["workers", name] for name in ("demo", "info", "status")]
+COMMANDS += [["config", name] for name in ("show", "explain", "check")]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -15,17 +15,13 @@ from typing import Any
 
 import typer
 
-from moltbot.cli.info import _show
 from moltbot.cli.main import app
 from moltbot.cli.settings import Settings
-from moltbot.core import errors, framing, messages, session, user_key
-from moltbot.core.units import format_duration, format_size
+from moltbot.core import errors
 from moltbot.gateway.problems import _STATUS
-from moltbot.router import flight, placement, ring
-from moltbot.sandbox import disk, health, lifecycle, logs, policies, restart
-from moltbot.sandbox.config import MAX_WORKERS
-from moltbot.sandbox.isolation import root, view
-from moltbot.worker import calls, record, state
+from moltbot.sandbox import lifecycle
+from moltbot.sandbox.setting_kinds import show_value
+from tests.docs import limits as limits_table
 from tests.docs.pages import PAGES
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -36,7 +32,7 @@ def settings() -> str:
     rows = [
         [
             f"`{name}`",
-            f"`{_show(field.default, field.metadata)}`" if field.default not in (None, ()) else "",
+            f"`{show_value(field.default, field)}`" if field.default not in (None, ()) else "",
             f"`MOLTBOT_{name.upper()}`",
             field.description or "",
         ]
@@ -94,46 +90,8 @@ def first_line(error: type[errors.MoltbotError]) -> str:
 
 
 def limits() -> str:
-    """The limits that are no settings."""
-    second = 1000
-    rows = [
-        ["a user id", f"{user_key.MAX_USER_ID_BYTES} bytes of UTF-8, not empty"],
-        ["the directory name made from it", f"{user_key.MAX_KEY_BYTES} bytes"],
-        ["a request's type", f"{messages.MAX_TYPE_LENGTH} printable characters"],
-        ["a request's id", f"{messages.MAX_REQUEST_ID_LENGTH} printable characters"],
-        ["one frame, and a reply that is collected", format_size(framing.MAX_FRAME_BYTES)],
-        ["streamed ahead of a reader, per request (credit)", format_size(session.CREDIT_BYTES)],
-        ["emitted ahead of a reader by a coroutine", format_size(calls.MAX_EMIT_AHEAD)],
-        ["`ctx.state`, packed", format_size(state.MAX_STATE_BYTES)],
-        ["one entry of `ctx.session`", format_size(record.MAX_ENTRY_BYTES)],
-        ["the text of a handler's error", f"{calls.MAX_ERROR_TEXT} characters"],
-        ["workers of a pool", str(MAX_WORKERS)],
-        ["points per worker on the ring", str(ring.VNODES)],
-        ["users on one worker at their first placement", f"{placement.BOUND} times the even share"],
-        ["runs again of an idempotent request whose worker died", str(flight.MAX_RERUNS)],
-        ["heartbeats missing before a worker is killed", str(health.MISSED_BEATS)],
-        ["delay before a restart", format_duration(restart.MAX_DELAY * second)],
-        [
-            "rest of a quarantined worker: first, at most",
-            f"{_s(restart.PROBATION)}, {_s(restart.MAX_PROBATION)}",
-        ],
-        ["time for a cancelled handler to end", _s(policies.CANCEL_GRACE)],
-        ["time for a drained worker to stop", _s(policies.STOP_GRACE)],
-        ["`/tmp` of a worker at isolation level `bubblewrap`, in memory", format_size(root.TMP_SIZE)],
-        ["`/dev/shm` of a worker at that level, in memory", format_size(root.SHM_SIZE)],
-        ["nested folders in a worker's directories that are measured", str(disk.MAX_DEPTH)],
-        ["files in one granted path, which are looked through for sockets", str(view._MOST_ENTRIES)],
-        ["one log file; older ones kept", f"{format_size(logs.MAX_LOG_BYTES)}; {logs.LOG_BACKUPS}"],
-        [
-            "output of a worker that is logged, per stream",
-            f"{format_size(logs.BUDGET_BYTES_PER_SECOND)} a second",
-        ],
-    ]
-    return table(["what", "limit"], rows)
-
-
-def _s(seconds: float) -> str:
-    return format_duration(seconds * 1000)
+    """Every limit."""
+    return table(limits_table.HEADERS, limits_table.rows())
 
 
 def command_line() -> str:

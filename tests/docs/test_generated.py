@@ -10,7 +10,8 @@ import pytest
 from moltbot.core import errors, frames
 from moltbot.core.clock import SystemClock
 from moltbot.gateway.app import create_app
-from moltbot.gateway.auth import OperatorAuth
+from moltbot.gateway.config import EdgeConfig
+from moltbot.gateway.edge import Edge
 from moltbot.gateway.origins import Origins
 from moltbot.gateway.problems import _STATUS
 from moltbot.router.gateway_router import GatewayRouter
@@ -51,7 +52,8 @@ def test_the_http_page_names_every_code_of_the_edge() -> None:
 
 def test_the_http_page_names_every_route() -> None:
     router = GatewayRouter(PoolConfig(), SystemClock())
-    app = create_app(router, auth=OperatorAuth("x" * 32), origins=Origins("127.0.0.1", ()), max_body=1024)
+    config = EdgeConfig()
+    app = create_app(router, Edge(config, Origins("127.0.0.1", ()), SystemClock()), config)
     ours = {
         f"{route.method} {route.resource.canonical}"
         for route in app.router.routes()

@@ -26,7 +26,8 @@ import pytest
 
 from moltbot import Request
 from moltbot.core.errors import IsolationUnavailable
-from moltbot.gateway.server import EdgeConfig, Gateway
+from moltbot.gateway.config import EdgeConfig
+from moltbot.gateway.server import Gateway
 from moltbot.router.gateway_router import create_gateway_router
 from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import WorkerDirectories, worker_name

@@ -130,6 +130,14 @@ async def test_a_page_of_another_site_is_refused(gateway: Gateway, origin: str) 
     (await raw(gateway, request)).problem(403, "foreign_origin")
 
 
+@pytest.mark.parametrize("scheme", ["http-evil", "ftp", "", "file"])
+async def test_a_page_of_another_scheme_is_of_another_site(gateway: Gateway, scheme: str) -> None:
+    host = f"localhost:{gateway.port}"
+    (await raw(gateway, request_bytes(BODY, f"Origin: {scheme}://{host}", host=host))).problem(
+        403, "foreign_origin"
+    )
+
+
 async def test_a_page_of_this_gateway_is_answered(gateway: Gateway) -> None:
     host = f"localhost:{gateway.port}"
     request = request_bytes(BODY, f"Origin: http://{host}", host=host)

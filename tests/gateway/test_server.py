@@ -7,18 +7,20 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moltbot import NotRunning, PortInUse, StartupError, create_gateway_router
-from moltbot.gateway.server import EdgeConfig, Gateway
+from moltbot.gateway.config import EdgeConfig
+from moltbot.gateway.server import Gateway
 from tests.fakes import descendants
 from tests.support import TOKEN, call, check_sentence, gateway_in, pool_config
 
 
-def gateway_with(tmp_path: Path, **edge: object) -> Gateway:
-    config = EdgeConfig(**({"token": TOKEN} | edge))  # type: ignore[arg-type]
-    return Gateway(create_gateway_router(pool_config=pool_config(tmp_path / "base")), config)
+def gateway_with(tmp_path: Path, *, token: str = TOKEN, **edge: Any) -> Gateway:
+    router = create_gateway_router(pool_config=pool_config(tmp_path / "base"))
+    return Gateway(router, EdgeConfig(**edge), token=token)
 
 
 async def test_a_taken_port_is_told_with_its_holder_before_a_worker_starts(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from moltbot import StartupError, create_gateway_router
-from moltbot.gateway.server import EdgeConfig, Gateway
-from moltbot.gateway.tokens import load_or_create_token, read_token
+from moltbot.gateway.config import EdgeConfig
+from moltbot.gateway.server import Gateway
+from moltbot.sandbox.secret_file import load_or_create_secret, read_secret
 from tests.support import check_sentence, pool_config
 
 
-async def start_with(tmp_path: Path, edge: EdgeConfig) -> str:
+async def start_with(tmp_path: Path, edge: EdgeConfig, token: str | None = None) -> str:
     """Start a gateway with these settings and return its token; raises what the start raises."""
-    async with Gateway(create_gateway_router(pool_config=pool_config(tmp_path / "base")), edge) as gateway:
+    router = create_gateway_router(pool_config=pool_config(tmp_path / "base"))
+    async with Gateway(router, edge, token=token) as gateway:
         return gateway.token
 
 
@@ -33,16 +35,16 @@ async def test_the_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: P
 
 
 async def test_two_gateways_never_make_the_same_token(tmp_path: Path) -> None:
-    assert load_or_create_token(tmp_path / "a") != load_or_create_token(tmp_path / "b")
+    assert load_or_create_secret(tmp_path / "a") != load_or_create_secret(tmp_path / "b")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o622])
 def test_a_token_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "token"
-    load_or_create_token(file)
+    load_or_create_secret(file)
     file.chmod(mode)
     with pytest.raises(StartupError, match="chmod 600") as caught:
-        load_or_create_token(file)
+        load_or_create_secret(file)
     check_sentence(caught.value.message)
 
 
@@ -54,21 +56,21 @@ def test_what_is_no_token_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "token"
     file.write_bytes(content)
     file.chmod(0o600)
-    with pytest.raises(StartupError, match="token file") as caught:
-        read_token(file)
+    with pytest.raises(StartupError, match="token|directory|pipe|missing") as caught:
+        read_secret(file)
     check_sentence(caught.value.message)
     assert str(file) in caught.value.message
 
 
 def test_a_link_in_the_tokens_place_is_refused(tmp_path: Path) -> None:
     real = tmp_path / "real"
-    load_or_create_token(real)
+    load_or_create_secret(real)
     link = tmp_path / "token"
     for target in (real, tmp_path / "missing"):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
         with pytest.raises(StartupError):
-            load_or_create_token(link)
+            load_or_create_secret(link)
     assert not (tmp_path / "missing").exists()
 
 
@@ -76,8 +78,8 @@ def test_a_directory_a_pipe_or_nothing_is_no_token_file(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir(mode=0o700)
     os.mkfifo(tmp_path / "pipe", 0o600)
     for name in ("directory", "pipe", "missing"):
-        with pytest.raises(StartupError, match="token file") as caught:
-            read_token(tmp_path / name)
+        with pytest.raises(StartupError, match="token|directory|pipe|missing") as caught:
+            read_secret(tmp_path / name)
         check_sentence(caught.value.message)
 
 
@@ -94,4 +96,4 @@ async def test_a_named_token_file_is_used_and_never_made(tmp_path: Path) -> None
 
 async def test_a_token_given_directly_must_be_one_too(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="MOLTBOT_TOKEN"):
-        await start_with(tmp_path, EdgeConfig(token="short"))
+        await start_with(tmp_path, EdgeConfig(), token="short")

@@ -165,3 +165,27 @@ def surroundings(ctx: Context, payload: Any) -> dict[str, Any]:
         "parent": os.getppid(),
         "umask": os.umask(0o077),
     }
+
+
+@handler("tell")
+async def tell(ctx: Context, payload: dict[str, Any]) -> AsyncIterator[str]:
+    """A chunk at once, the next when the test says `go` to this user; a cancellation is written down."""
+    note(payload, f"begin {ctx.user_id} {payload['n']}")
+    try:
+        yield "first"
+        await told({**payload, "until": f"go {ctx.user_id}"})
+        yield "last"
+    except (asyncio.CancelledError, GeneratorExit):
+        note(payload, f"cancelled {ctx.user_id} {payload['n']}")
+        raise
+    note(payload, f"end {ctx.user_id} {payload['n']}")
+
+
+@handler("leave_traces")
+async def leave_traces(ctx: Context, payload: str) -> None:
+    """Keep the payload wherever a handler can keep something of a user."""
+    ctx.state["kept"] = payload
+    ctx.session.append({"said": payload})
+    for directory in (ctx.state_dir, ctx.session_dir, ctx.cache_dir, ctx.temp_dir):
+        (directory / f"{payload}.txt").write_text(payload)
+        (directory / payload).mkdir()

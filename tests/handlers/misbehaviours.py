@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import itertools
 import os
 import sys
 import threading
@@ -218,3 +220,16 @@ async def spoils_state(ctx: Context, payload: str) -> str:
 async def fills_the_log(ctx: Context, payload: Any) -> None:
     ctx.log.info("a line with \x1b[31m colour and \n a second line")
     print("\x1b]0;title\x07 and \x00 bytes", flush=True)
+
+
+@handler("fills_by_descriptor")
+def fills_by_descriptor(ctx: Context, payload: Any) -> None:
+    """Processes that outlive the request make files in the user's directory for ever, wherever it is moved to."""
+    folder = os.open(ctx.state_dir, os.O_RDONLY)
+    for child in range(8):
+        if os.fork() == 0:
+            for number in itertools.count():
+                with contextlib.suppress(OSError):
+                    os.close(
+                        os.open(f"{child}-{number % 5000}", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
+                    )

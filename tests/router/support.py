@@ -35,9 +35,15 @@ def file_of(directory: Directory) -> Database:
 
 @contextmanager
 def held(directory: Directory) -> Iterator[None]:
-    """The writer thread is busy with another transaction until the block ends."""
-    gate = threading.Event()
-    file_of(directory).submit(lambda _: gate.wait(60))
+    """The writer thread is busy with another transaction, of which nobody else is a part, until the block ends."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def wait(_: object) -> None:
+        begun.set()
+        gate.wait(60)
+
+    file_of(directory).submit(wait)
+    assert begun.wait(60)
     try:
         yield
     finally:

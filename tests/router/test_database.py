@@ -23,7 +23,21 @@ from moltbot.core.clock import SystemClock
 from moltbot.core.errors import DatabaseDamaged, NotRunning, Unavailable
 from moltbot.router.database import Database
 from moltbot.router.directory import Directory
-from tests.router.support import HERE, backed_up, file_of, listing, opened, overwrite, pin_all, rows
+from tests.fakes import FakeClock
+from tests.router.support import (
+    HERE,
+    backed_up,
+    file_of,
+    held,
+    listing,
+    opened,
+    overwrite,
+    pin_all,
+    rows,
+    settle,
+)
+
+COUNT = sa.text("SELECT count(*) FROM pins")
 
 # --- transactions ----------------------------------------------------------------------------------
 
@@ -51,6 +65,47 @@ async def test_a_mistake_in_a_transaction_comes_back_as_it_is_and_is_rolled_back
                 lambda c: c.exec_driver_sql("INSERT INTO pins SELECT * FROM pins").close()
             )
         assert len(rows(tmp_path)) == 1
+
+
+async def test_what_waits_together_shares_a_commit_and_fails_alone(tmp_path: Path) -> None:
+    def fail(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("DELETE FROM pins")
+        raise ValueError("mine")
+
+    async with opened(tmp_path) as directory:
+        file = file_of(directory)
+        await directory.pin("user-a", lambda: HERE)
+        commits: list[str] = []
+        sa.event.listen(file.engine, "commit", lambda _: commits.append("commit"))
+        with held(directory):
+            counts = [file.submit(lambda c: c.execute(COUNT).scalar_one()) for _ in range(3)]
+            failing = file.submit(fail)
+            broken = file.submit(lambda c: c.exec_driver_sql("INSERT INTO pins SELECT * FROM pins").close())
+            after = file.submit(lambda c: c.execute(COUNT).scalar_one())
+        assert await asyncio.gather(*counts, after) == [1, 1, 1, 1]
+        with pytest.raises(ValueError, match="mine"):
+            await failing
+        with pytest.raises(sa.exc.IntegrityError):
+            await broken
+        assert len(commits) == 2  # of what held them up, and theirs
+        assert len(rows(tmp_path)) == 1
+
+
+async def test_a_shared_commit_that_fails_is_tried_one_by_one(tmp_path: Path) -> None:
+    def delete_then_fill(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count=1")
+        connection.exec_driver_sql("CREATE TABLE too_much (x)")
+
+    async with opened(tmp_path) as directory:
+        file = file_of(directory)
+        with held(directory):
+            fine = file.submit(lambda c: c.execute(sa.text("INSERT INTO meta VALUES ('fine', '1')")).close())
+            full = file.submit(delete_then_fill)
+        with pytest.raises(Unavailable, match="full"):
+            await full
+        await fine
+        found = sa.text("SELECT count(*) FROM meta WHERE key = 'fine'")
+        assert await file.transact(lambda c: c.execute(found).scalar_one()) == 1
 
 
 async def test_a_file_that_is_held_by_another_program_is_said(tmp_path: Path) -> None:
@@ -179,6 +234,18 @@ async def test_start_and_stop_are_legal_in_every_order(tmp_path: Path) -> None:
     assert not (tmp_path / "moltbot.db-wal").exists()
 
 
+async def test_a_stop_that_waits_for_what_is_needed_and_is_cancelled_leaves_no_timer(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with Database(tmp_path, clock) as database:
+        with database.needed():
+            waiting = asyncio.create_task(database._until_unneeded())
+            await settle()
+            assert clock.pending == 1
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert clock.pending == 0
+
+
 def open_files() -> list[str]:
     """The paths behind this process's descriptors."""
     names = []
@@ -233,7 +300,7 @@ async def test_damage_met_while_running_does_not_replace_the_good_copy(tmp_path:
     before = await backed_up(tmp_path)
     async with opened(tmp_path) as directory:
         await file_of(directory).transact(lambda c: c.exec_driver_sql("PRAGMA cache_size=0").close())
-        overwrite(8 * 4096)(tmp_path / "moltbot.db")
+        overwrite(20 * 4096)(tmp_path / "moltbot.db")  # among the pins
         with pytest.raises(Unavailable, match="malformed"):
             await file_of(directory).backup()
     assert rows(tmp_path, "moltbot.db.backup") == before

@@ -206,6 +206,57 @@ def test_all_waiting_can_be_emptied_while_it_is_read() -> None:
     assert list(lanes.all_waiting()) == [elsewhere]
 
 
+# --- held ------------------------------------------------------------------------------------------------
+
+
+def test_a_held_lane_starts_nothing_and_keeps_its_order() -> None:
+    lanes = make()
+    first, other, second = submit(lanes, "aba")
+    lanes.hold("a")
+    assert started(lanes) == [other]
+    third = Waiting(9, "a")
+    lanes.submit(third, room=True)
+    assert lanes.next("worker-0") is None
+    assert lanes.waiting_of("a") == [first, second, third]
+    assert lanes.release("a") == "worker-0"
+    assert started(lanes) == [first]
+    lanes.finish(first)
+    assert started(lanes) == [second]
+
+
+def test_a_held_lane_has_its_bounds() -> None:
+    lanes = make(max_per_user=1)
+    lanes.hold("a")
+    lanes.submit(Waiting(1, "a"), room=True)
+    with pytest.raises(UserQueueFull):
+        lanes.submit(Waiting(2, "a"), room=True)
+
+
+def test_a_lane_held_twice_is_released_twice_and_then_forgotten() -> None:
+    lanes = make()
+    lanes.hold("a")
+    lanes.hold("a")
+    [ticket] = submit(lanes, "a")
+    assert lanes.release("a") is None
+    assert started(lanes) == []
+    lanes.withdraw(ticket)
+    assert lanes.release("a") is None
+    assert len(lanes._lanes) == 0
+
+
+def test_what_ran_may_end_or_come_back_while_its_lane_is_held() -> None:
+    lanes = make(user_concurrency=2)
+    first, second, third = submit(lanes, "aaa")
+    assert started(lanes) == [first, second]
+    lanes.hold("a")
+    lanes.finish(second)
+    lanes.requeue(first)
+    assert started(lanes) == []
+    assert lanes.of_user("a") == (0, 2)
+    lanes.release("a")
+    assert started(lanes) == [first, third]
+
+
 # --- the naive model --------------------------------------------------------------------------------------------
 
 USERS = {"a": "worker-0", "b": "worker-0", "c": "worker-0", "d": "worker-1"}
@@ -221,6 +272,7 @@ class AgainstTheModel(RuleBasedStateMachine):
         self.waiting: list[Waiting] = []
         self.running: list[Waiting] = []
         self.since_start: dict[str, int] = {}
+        self.holds = dict.fromkeys(USERS, 0)
         self.count = 0
 
     def _of(self, user: str, tickets: list[Waiting]) -> list[Waiting]:
@@ -232,6 +284,7 @@ class AgainstTheModel(RuleBasedStateMachine):
             user
             for user, home in USERS.items()
             if home == worker
+            and not self.holds[user]
             and self._of(user, self.waiting)
             and len(self._of(user, self.running)) < CONCURRENCY
         ]
@@ -240,7 +293,7 @@ class AgainstTheModel(RuleBasedStateMachine):
     def submit(self, user: str, room: bool) -> None:
         worker = USERS[user]
         queued = [ticket for ticket in self.waiting if ticket.worker_id == worker]
-        free = len(self._of(user, self.running)) < CONCURRENCY
+        free = len(self._of(user, self.running)) < CONCURRENCY and not self.holds[user]
         at_once = room and free and not self._of(user, self.waiting) and not self._ready(worker)
         self.count += 1
         ticket = Waiting(self.count, user, worker)
@@ -270,6 +323,19 @@ class AgainstTheModel(RuleBasedStateMachine):
         assert max(self.since_start.values()) < len(USERS)
         self.waiting.remove(ticket)
         self.running.append(ticket)
+
+    @rule(user=st.sampled_from(sorted(USERS)))
+    def hold(self, user: str) -> None:
+        self.holds[user] += 1
+        self.lanes.hold(user)
+
+    @precondition(lambda self: any(self.holds.values()))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        user = data.draw(st.sampled_from([user for user, count in self.holds.items() if count]))
+        self.holds[user] -= 1
+        may_start = not self.holds[user] and self._of(user, self.waiting)
+        assert self.lanes.release(user) == (USERS[user] if may_start else None)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -314,10 +380,15 @@ class AgainstTheModel(RuleBasedStateMachine):
     @invariant()
     def idle_users_are_forgotten(self) -> None:
         busy = {ticket.user_id for ticket in self.waiting + self.running}
+        busy |= {user for user, count in self.holds.items() if count}
         assert set(self.lanes._lanes) == busy
 
     def teardown(self) -> None:
         """Whatever happened, all that waits gets its turn: no lane was lost."""
+        for user, count in self.holds.items():
+            for _ in range(count):
+                self.lanes.release(user)
+        self.holds = dict.fromkeys(USERS, 0)
         while self.waiting or self.running:
             for worker in set(USERS.values()):
                 while self._ready(worker):

@@ -13,7 +13,8 @@ import pytest
 
 from moltbot.core.clock import SystemClock
 from moltbot.sandbox import logs as logs_module
-from moltbot.sandbox.logs import LOG_BACKUPS, MAX_LINE_BYTES, MAX_LOG_BYTES, LogPump, pool_log_handler
+from moltbot.sandbox.logs import LOG_BACKUPS, MAX_LINE_BYTES, MAX_LOG_BYTES, LogPump
+from moltbot.sandbox.pool_log import pool_log_handler
 from tests.fakes import PATIENCE, eventually
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from moltbot.core.errors import BootError, IsolationUnavailable, SettingsError
-from moltbot.sandbox.config import MAX_WORKERS, PoolConfig
+from moltbot.sandbox.config import PoolConfig
 from moltbot.sandbox.directories import TRASH
 from moltbot.sandbox.isolation import choice
 from moltbot.sandbox.isolation.choice import candidates, choose_wall, first_uid, probe
 from moltbot.sandbox.isolation.plan import Ground, Level, Wall
 from moltbot.sandbox.isolation.programs import find_bwrap
 from moltbot.sandbox.isolation.view import view_of
+from moltbot.sandbox.setting_kinds import MAX_WORKERS
 from tests.fakes import descendants
 from tests.sandbox.pools import make_pool, running_pool
 from tests.support import check_sentence
