@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 
-from benchmarks import isolation, lifecycle, over_http, pins, ring, route
+from benchmarks import edge, isolation, lifecycle, over_http, pins, ring, route
 from benchmarks.runner import Plan, Row, describe_machine, has_uvloop, machine, table
 
 BENCHMARKS: dict[str, Callable[[Plan], list[Row]]] = {
     "route": route.measure,
     "http": over_http.measure,
+    "edge": edge.measure,
     "lifecycle": lifecycle.measure,
     "isolation": isolation.measure,
     "ring": ring.measure,

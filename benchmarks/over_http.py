@@ -35,7 +35,7 @@ end
 done = function(summary, latency, requests)
   local errors = summary.errors
   local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  io.write(string.format("FIGURES %f %f %d\\n", summary.requests / summary.duration * 1e6, latency:percentile(50), bad))
+  io.write(string.format("FIGURES %f %f %f %d\\n", summary.requests / summary.duration * 1e6, latency:percentile(50), latency:percentile(99), bad))
 end
 """
 _HAPROXY = """
@@ -56,7 +56,8 @@ backend workers
 {servers}
 """
 
-Wrk = Callable[[], tuple[float, float]]
+Figures = tuple[float, float, float]
+Wrk = Callable[[], Figures]
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -66,24 +67,25 @@ def measure(plan: Plan) -> list[Row]:
         return [skipped("POST /api/route", note)]
     with scratch() as base, contextlib.ExitStack() as stack:
         port, token = stack.enter_context(
-            _server("benchmarks.http_gateway", plan.loop, str(base / "gateway"))
+            serving("benchmarks.http_gateway", plan.loop, str(base / "gateway"))
         ).split()
-        ports = [stack.enter_context(_server("benchmarks.http_echo", plan.loop)) for _ in range(BACKENDS)]
-        ours = _wrk(plan, base, port, token)
-        rows = _rows("one bare aiohttp", *_in_turns(plan, ours, _wrk(plan, base, ports[0], token)))
+        script = _SCRIPT.format(token=token)
+        ports = [stack.enter_context(serving("benchmarks.http_echo", plan.loop)) for _ in range(BACKENDS)]
+        ours = wrk(plan, base, port, script)
+        rows = _rows("one bare aiohttp", *measured_in_turns(plan, ours, wrk(plan, base, ports[0], script)))
         if missing:
             return [*rows, skipped("POST /api/route beside HAProxy + 3 aiohttp", note)]
         front = stack.enter_context(_haproxy(base, ports))
-        mine, theirs = _in_turns(plan, ours, _wrk(plan, base, front, token))
+        mine, theirs = measured_in_turns(plan, ours, wrk(plan, base, front, script))
         return rows + _rows("HAProxy + 3 aiohttp", mine, theirs, aimed=True)
 
 
-Series = list[tuple[float, float]]
+Series = list[Figures]
 
 
 def _rows(beside: str, ours: Series, floor: Series, *, aimed: bool = False) -> list[Row]:
-    rates, medians = zip(*ours, strict=True)
-    floor_rates, floor_medians = zip(*floor, strict=True)
+    rates, medians, _ = zip(*ours, strict=True)
+    floor_rates, floor_medians, _ = zip(*floor, strict=True)
     what = f"POST /api/route, beside {beside}"
     return [
         compared(f"{what}, rate", "/s", rates, floor_rates, ratio_at_least(0.9) if aimed else None),
@@ -91,16 +93,17 @@ def _rows(beside: str, ours: Series, floor: Series, *, aimed: bool = False) -> l
     ]
 
 
-def _in_turns(plan: Plan, ours: Wrk, floor: Wrk) -> tuple[Series, Series]:
+def measured_in_turns(plan: Plan, ours: Wrk, floor: Wrk) -> tuple[Series, Series]:
     ours()
     floor()
     pairs = [(ours(), floor()) for _ in range(plan.turns)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _wrk(plan: Plan, base: Path, port: str, token: str) -> Wrk:
+def wrk(plan: Plan, base: Path, port: str, script_text: str) -> Wrk:
+    """A turn of load on `port`: gives requests per second, and the median and 99th percentile of latency in us."""
     script = base / f"{port}.lua"
-    script.write_text(_SCRIPT.format(token=token))
+    script.write_text(script_text)
     seconds = max(1, round(plan.seconds * 2))  # wrk counts in whole seconds
     command = [
         "wrk",
@@ -112,19 +115,19 @@ def _wrk(plan: Plan, base: Path, port: str, token: str) -> Wrk:
         f"http://127.0.0.1:{port}",
     ]
 
-    def run() -> tuple[float, float]:
+    def run() -> Figures:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES"))
-        rate, median, bad = map(float, line.split()[1:])
+        rate, median, worst, bad = map(float, line.split()[1:])
         if bad:
             raise RuntimeError(f"{bad:.0f} requests to port {port} failed under load")
-        return rate, median
+        return rate, median, worst
 
     return run
 
 
 @contextlib.contextmanager
-def _server(module: str, *arguments: str) -> Iterator[str]:
+def serving(module: str, *arguments: str) -> Iterator[str]:
     """A module of ours as a process; gives the line it prints when it listens. It ends when its standard input does."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
