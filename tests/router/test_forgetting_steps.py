@@ -19,8 +19,10 @@ import pytest
 import sqlalchemy as sa
 
 from moltbot import Request
+from moltbot.router.gateway_router import GatewayRouter
 from moltbot.router.schema import metadata
 from moltbot.router.tombstones import Tombstones
+from moltbot.sandbox.remains import StillFilled, delete_user_files
 from tests.fakes import PATIENCE, eventually
 from tests.router.test_forgetting import ADA, MARK, count, traces
 from tests.support import MISBEHAVIOURS, router_in
@@ -120,9 +122,7 @@ async def test_no_table_with_a_column_of_users_is_left_out(tmp_path: Path, later
         assert traces(tmp_path / "base") == []
 
 
-async def test_who_fills_a_directory_for_ever_is_forgotten_with_a_restart_and_delays_nobody(
-    tmp_path: Path,
-) -> None:
+async def test_who_fills_a_directory_for_ever_is_forgotten_and_delays_nobody(tmp_path: Path) -> None:
     settings = {"handler": MISBEHAVIOURS, "worker_count": 2, "drain_timeout": 100}
     async with router_in(tmp_path / "base", **settings) as router:
         for user in ("user-a", "user-b"):
@@ -134,7 +134,31 @@ async def test_who_fills_a_directory_for_ever_is_forgotten_with_a_restart_and_de
         await router.forget("user-b", PATIENCE)
         await evil
         assert os.listdir(tmp_path / "base" / "trash") == []
-        status = router.get_status()
-        assert status is not None
-        restarts = {worker.worker_id: worker.restart_count for worker in status.workers}
-        assert restarts == {homes[0]: 1, homes[1]: 0}
+        assert restarts(router)[homes[1]] == 0
+
+
+async def test_a_worker_that_still_fills_what_was_put_aside_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    async def delete(base: Path, user_id: str, tag: str) -> None:
+        tries.append(tag)
+        if len(tries) == 1:
+            raise StillFilled(0, "1 directories that were put aside cannot be deleted")
+        await delete_user_files(base, user_id, tag)
+
+    monkeypatch.setattr("moltbot.router.forgetting.delete_user_files", delete)
+    async with router_in(tmp_path / "base", worker_count=2) as router:
+        await count(router, ADA)
+        home = router.where(ADA).worker_id
+        await router.forget(ADA, PATIENCE)
+        assert len(set(tries)) == 1
+        expected = {worker: int(worker == home) for worker in ("worker-0", "worker-1")}
+        await eventually(lambda: restarts(router) == expected)
+
+
+def restarts(router: GatewayRouter) -> dict[str, int]:
+    status = router.get_status()
+    assert status is not None
+    return {worker.worker_id: worker.restart_count for worker in status.workers}
