@@ -13,6 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from benchmarks.runner import loop_factory, running_config
+from moltbot.core.collector import spare_requests
 from moltbot.core.messages import Request
 from moltbot.router.gateway_router import create_gateway_router
 
@@ -30,6 +31,7 @@ async def serve(base: Path) -> None:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
+        spare_requests()
         print(runner.addresses[0][1], flush=True)
         await asyncio.to_thread(sys.stdin.read)
         await runner.cleanup()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.runner import loop_factory, running_config
+from moltbot.core.collector import spare_requests
 from moltbot.gateway.config import EdgeConfig
 from moltbot.gateway.server import Gateway
 from moltbot.router.gateway_router import create_gateway_router
@@ -17,6 +18,7 @@ from moltbot.router.gateway_router import create_gateway_router
 
 async def serve(base: Path) -> None:
     async with Gateway(create_gateway_router(running_config(base)), EdgeConfig(access_log=False)) as gateway:
+        spare_requests()
         print(gateway.port, gateway.token, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.runner import loop_factory, running_config
 from moltbot.client.http import GatewayClient
+from moltbot.core.collector import spare_requests
 from moltbot.core.units import Rate
 from moltbot.gateway.config import EdgeConfig
 from moltbot.gateway.server import Gateway
@@ -26,6 +27,7 @@ async def serve(base: Path) -> None:
     async with Gateway(create_gateway_router(running_config(base)), edge) as gateway:
         async with GatewayClient(gateway.url, gateway.token) as client:
             made = [await client.create_token(f"user-{index}", ["route"]) for index in range(USERS)]
+        spare_requests()
         print(gateway.port, *(token["token"] for token in made), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

@@ -18,6 +18,7 @@ import psutil
 from moltbot.cli.output import STOPPED_EARLY, say, say_json
 from moltbot.cli.settings import Settings
 from moltbot.cli.wiring import build_gateway
+from moltbot.core.collector import spare_requests
 from moltbot.gateway.origins import WILDCARDS
 from moltbot.gateway.server import Gateway
 from moltbot.sandbox.log_lines import line_formatter
@@ -43,6 +44,7 @@ async def serve(settings: Settings, *, as_json: bool) -> None:
                 print(STOPPED_EARLY, file=sys.stderr)
                 return
             starting.result()
+            spare_requests()
             begin()
             _tell_started(service, settings, as_json=as_json)
             await ended
