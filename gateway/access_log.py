@@ -81,7 +81,6 @@ class AccessLog:
         status: int,
         duration_ms: float,
         *,
-        size: int | None = None,
         remote: str | None = None,
         credential: str | None = None,
         user_id: str | None = None,
@@ -91,7 +90,7 @@ class AccessLog:
     ) -> None:
         """Take a request that ended now; returns at once and never fails.
 
-        path: without the query. size: bytes sent. credential: its id, never the token. user_id: as it is, see `shown_user`.
+        path: without the query. credential: its id, never the token. user_id: as it is, see `shown_user`.
         code: of the error, if it ended with one.
         """
         if len(self._waiting) >= MAX_WAITING:
@@ -105,7 +104,6 @@ class AccessLog:
                 path,
                 status,
                 duration_ms,
-                size,
                 remote,
                 credential,
                 user_id,
@@ -148,13 +146,11 @@ class AccessLog:
             return self._remark(entry[0], "an entry could not be shown here")
 
     def _as_text(self, entry: _Entry) -> str:
-        at, request_id, method, path, status, ms, size, remote, credential, user, worker, number, code = entry
+        at, request_id, method, path, status, ms, remote, credential, user, worker, number, code = entry
         line = (
             f"{self._at(at)} {status} {self._word(method)} {word(path.partition('?')[0])} {ms:.2f}ms"
             f" request={word(request_id)}"
         )
-        if size is not None:
-            line += f" bytes={size}"
         if remote is not None:
             line += f" remote={self._word(remote)}"
         if credential is not None:
@@ -168,7 +164,7 @@ class AccessLog:
         return line if code is None else f"{line} code={self._word(code)}"
 
     def _as_json(self, entry: _Entry) -> str:
-        at, request_id, method, path, status, ms, size, remote, credential, user, worker, number, code = entry
+        at, request_id, method, path, status, ms, remote, credential, user, worker, number, code = entry
         fields = {
             "time": self._at(at),
             "requestId": request_id,
@@ -176,7 +172,6 @@ class AccessLog:
             "path": path.partition("?")[0],
             "status": status,
             "durationMs": round(ms, 2),
-            "bytes": size,
             "remote": remote,
             "credential": credential,
             "user": self._shown_user(user) if user is not None else None,
